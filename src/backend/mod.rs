@@ -1,0 +1,94 @@
+//! The two machines a [`Recording`](crate::graph::kernel::Recording) runs on, behind one small interface.
+
+use std::any::Any;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::error::ErrorKind;
+use crate::graph::dtype::{DType, Scalar};
+use crate::graph::kernel::Recording;
+
+pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+
+/// A fault of the device: what sort, and what to say. The executor adds op and caller.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub kind: ErrorKind,
+    pub message: String,
+    /// Which command of the recording, where that is known.
+    pub command: Option<usize>,
+}
+
+/// Memory of a device. Dropping the last handle gives it back (to a pool).
+#[derive(Clone)]
+pub struct Buffer {
+    pub bytes: usize,
+    pub memory: Arc<dyn Any + Send + Sync>,
+}
+
+/// What the scheduler must know of a device to cut the work to its measure.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Storage buffers one kernel may bind.
+    pub max_bindings: usize,
+    /// Bytes one binding may have.
+    pub max_binding_bytes: usize,
+    pub f64: bool,
+    /// A reduction to `outputs` values of `reduced` each is cut in so many partial ones first (1: not cut).
+    pub split_reduction: fn(outputs: usize, reduced: usize) -> usize,
+}
+
+/// What compiling a recording gave: pipelines, grids, packed parameters. Kept with the cached plan.
+pub type Compiled = Arc<dyn Any + Send + Sync>;
+
+pub trait Backend: Send + Sync {
+    /// `cpu`, or the adapter's name.
+    fn name(&self) -> &str;
+    fn caps(&self) -> &Caps;
+    /// Memory with whatever contents. `bytes` may be 0.
+    fn alloc(&self, bytes: usize) -> Result<Buffer, Fault>;
+    fn upload(&self, data: &[u8]) -> Result<Buffer, Fault>;
+    /// Waits for all work on this buffer, then reads. Faults of work done earlier come out here.
+    fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault>;
+    /// The same without blocking.
+    fn download_async(
+        &self,
+        from: &Buffer,
+        range: Range<usize>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Fault>> + Send>>;
+    /// Does everything that need be done once only.
+    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault>;
+    /// Runs a recording: `buffers` by slot, `scalars` as the recording's commands count them. May return
+    /// before the work is done. One call at a time is made for each device.
+    fn run(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault>;
+    /// Waits until all work given so far is done.
+    fn synchronize(&self) -> Result<(), Fault>;
+    /// Bytes in buffers that are held by someone, and in the pool.
+    fn memory(&self) -> Memory;
+    /// Gives pooled memory back to the system.
+    fn empty_cache(&self);
+    /// Whether kernels of this dtype run here.
+    fn supports(&self, dtype: DType) -> bool {
+        dtype != DType::F64 || self.caps().f64
+    }
+}
+
+/// Memory held on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Memory {
+    /// Buffers in use.
+    pub live_buffers: usize,
+    pub live_bytes: usize,
+    /// Bytes kept for reuse.
+    pub pooled_bytes: usize,
+}

@@ -1,0 +1,192 @@
+//! What one dispatch computes, said so that both backends can run it, and the [`Recording`] that lists them.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::panic::Location;
+use std::sync::Arc;
+
+use super::dtype::{DType, Scalar};
+use super::layout::{Dims, Layout};
+use super::program::{Program, Reg};
+
+/// One unit of work: an optional anchor (a reduction or a structured op) with the elementwise code fused
+/// before and after it.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    pub body: Body,
+    /// What each buffer is, in binding order. `Program`s and structured ops refer to these by position.
+    pub bindings: Vec<Binding>,
+    /// Types of the scalar parameters.
+    pub scalars: Vec<DType>,
+    /// For people: the ops fused here, `mul_add_relu`.
+    pub label: String,
+    /// The user's line that recorded the last op in it.
+    pub caller: &'static Location<'static>,
+}
+
+impl PartialEq for Kernel {
+    /// Same code. Labels and callers are for people and do not count.
+    fn eq(&self, other: &Kernel) -> bool {
+        self.body == other.body && self.bindings == other.bindings && self.scalars == other.scalars
+    }
+}
+impl Eq for Kernel {}
+impl Hash for Kernel {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.body.hash(state);
+        self.bindings.hash(state);
+        self.scalars.hash(state);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Binding {
+    pub dtype: DType,
+    pub written: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Body {
+    /// Independent elementwise programs side by side in one dispatch, each over its own index space.
+    Map(Vec<Program>),
+    Reduce(Reduce),
+    Structured(Structured),
+}
+
+/// `out[k…] = post(op over r… of pre[k…, r…])`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Reduce {
+    pub op: ReduceOp,
+    /// Type in which values are combined.
+    pub dtype: DType,
+    /// Over kept dimensions, then reduced ones. It has no stores.
+    pub pre: Program,
+    /// The register of `pre` that is reduced.
+    pub value: Reg,
+    /// How many of `pre.shape`'s leading dimensions are kept.
+    pub kept: usize,
+    /// Over the kept dimensions (collapsed in its own way); `Inst::Anchor` is the reduced value.
+    pub post: Program,
+}
+
+impl Reduce {
+    pub fn outputs(&self) -> usize {
+        self.pre.shape[..self.kept].iter().product()
+    }
+    pub fn reduced(&self) -> usize {
+        self.pre.shape[self.kept..].iter().product()
+    }
+}
+
+/// How a reduction combines. Of floats, `Max` and `Min` propagate NaN as PyTorch's do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ReduceOp {
+    Sum,
+    Prod,
+    Max,
+    Min,
+}
+
+impl ReduceOp {
+    pub fn name(self) -> &'static str {
+        match self {
+            ReduceOp::Sum => "sum",
+            ReduceOp::Prod => "prod",
+            ReduceOp::Max => "amax",
+            ReduceOp::Min => "amin",
+        }
+    }
+
+    /// The value of an empty reduction. (PyTorch refuses to take an extremum of nothing; that is checked when
+    /// the op is recorded.)
+    pub fn identity(self, dtype: DType) -> Scalar {
+        use DType::{Bool, F32, F64, I32, U32};
+        match (self, dtype) {
+            (ReduceOp::Sum, _) => Scalar::Int(0),
+            (ReduceOp::Prod, _) => Scalar::Int(1),
+            (ReduceOp::Max, F32 | F64) => Scalar::Float(f64::NEG_INFINITY),
+            (ReduceOp::Min, F32 | F64) => Scalar::Float(f64::INFINITY),
+            (ReduceOp::Max, I32) => Scalar::Int(i64::from(i32::MIN)),
+            (ReduceOp::Min, I32) => Scalar::Int(i64::from(i32::MAX)),
+            (ReduceOp::Max, U32 | Bool) => Scalar::Int(0),
+            (ReduceOp::Min, U32) => Scalar::Int(i64::from(u32::MAX)),
+            (ReduceOp::Min, Bool) => Scalar::Int(1),
+        }
+    }
+}
+
+/// An op with a kernel of its own, written by hand for each backend.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Structured {
+    pub op: OpRef,
+    /// Bindings `0..inputs.len()`; each with the layout of the view that is read.
+    pub inputs: Vec<(DType, Layout)>,
+    pub out_shape: Dims,
+    pub out_dtype: DType,
+    /// Over the elements of the output (its shape may be collapsed); `Inst::Anchor` is the op's result. It
+    /// always ends in at least one store. An op that takes no epilogue gets a post of one plain store to a
+    /// contiguous layout, at binding `inputs.len()`.
+    pub post: Program,
+}
+
+/// What a structured op must tell the executor. `Debug` and `key` describe it fully: two ops with equal keys
+/// compute the same thing.
+pub trait StructuredOp: fmt::Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+    /// Everything beside input types and layouts that changes the code: dims, flags.
+    fn key(&self) -> Vec<u64>;
+    /// Whether elementwise consumers may be computed where this op stores its result.
+    fn fuses_epilogue(&self) -> bool {
+        false
+    }
+    /// Fewest operations that compute it, for plan reports and benchmarks.
+    fn flops(&self, call: &Structured) -> u64 {
+        call.out_shape.iter().product::<usize>() as u64
+    }
+    /// The dispatches that compute it on this kind of adapter.
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, call: &Structured, adapter: &crate::backend::gpu::AdapterInfo) -> Vec<crate::backend::gpu::ShaderCall>;
+    /// Computes the whole output, row-major, into `out`. `inputs` are whole buffers, to be read through
+    /// `call.inputs`' layouts. An `Err` is a fault of the data (an index out of range), in words that follow
+    /// the op's name.
+    fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String>;
+}
+
+#[derive(Clone, Debug)]
+pub struct OpRef(pub Arc<dyn StructuredOp>);
+
+impl PartialEq for OpRef {
+    fn eq(&self, other: &OpRef) -> bool {
+        self.0.name() == other.0.name() && self.0.key() == other.0.key()
+    }
+}
+impl Eq for OpRef {}
+impl Hash for OpRef {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+        self.0.key().hash(state);
+    }
+}
+
+/// Number of a buffer in a recording.
+pub type Slot = u32;
+
+/// The one list both backends understand. Buffers are slots: the caller's, which come filled or are to be
+/// filled, and temporaries.
+#[derive(Debug, Default)]
+pub struct Recording {
+    pub commands: Vec<Command>,
+}
+
+#[derive(Debug)]
+pub enum Command {
+    Dispatch {
+        kernel: Arc<Kernel>,
+        /// One slot for each of the kernel's bindings. No slot is there twice.
+        buffers: Vec<Slot>,
+        /// Where this dispatch's scalars begin in the run's list.
+        scalars: usize,
+    },
+    /// Copies the first `bytes` of a buffer to another.
+    Copy { from: Slot, to: Slot, bytes: usize },
+}

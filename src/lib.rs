@@ -1,0 +1,4 @@
+//! wgrad
+pub mod backend;
+pub mod error;
+pub mod graph;
