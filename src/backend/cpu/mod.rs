@@ -1,1 +1,2 @@
 //! The CPU backend.
+pub fn device() -> std::sync::Arc<dyn super::Backend> { loop {} }
