@@ -91,6 +91,15 @@ impl Device {
         self.name() == "cpu"
     }
 
+    /// What tensors print as their device.
+    pub fn label(&self) -> &'static str {
+        if self.is_cpu() { "cpu" } else { "gpu:0" }
+    }
+
+    pub(crate) fn upload(&self, bytes: &[u8], caller: &'static Location<'static>, op: &'static str) -> Result<Buffer> {
+        self.0.backend.upload(bytes).map_err(|fault| fault_error(fault, caller, op))
+    }
+
     pub fn memory(&self) -> Memory {
         self.0.backend.memory()
     }
