@@ -1,1 +1,189 @@
-fn main() {}
+//! Checks every variant of every shader and writes the kernel table that `src/backend/gpu` includes.
+
+#[cfg(feature = "gpu")]
+use naga;
+
+#[cfg(feature = "gpu")]
+#[path = "src/backend/gpu/lint.rs"]
+mod lint;
+#[cfg(feature = "gpu")]
+#[path = "src/backend/gpu/template.rs"]
+mod template;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=shaders");
+    println!("cargo:rerun-if-changed=src/backend/gpu/template.rs");
+    println!("cargo:rerun-if-changed=src/backend/gpu/lint.rs");
+    #[cfg(feature = "gpu")]
+    if let Err(message) = table::write() {
+        eprintln!("{message}");
+        std::process::exit(1);
+    }
+}
+
+#[cfg(feature = "gpu")]
+mod table {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fmt::Write;
+    use std::path::{Path, PathBuf};
+    use std::{env, fs};
+
+    use crate::lint;
+    use crate::template::{self, Fill, Library};
+
+    type Files = Vec<(String, PathBuf, String)>;
+
+    /// Name, path and text of the `.wgsl` files of a folder, sorted.
+    fn wgsl_files(folder: &Path) -> Result<Files, String> {
+        let mut out = vec![];
+        for entry in fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
+            let path = entry.map_err(|e| e.to_string())?.path();
+            if path.extension().is_some_and(|e| e == "wgsl") {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+                out.push((name, path, text));
+            }
+        }
+        out.sort();
+        Ok(out)
+    }
+
+    pub fn write() -> Result<(), String> {
+        let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
+        let shared = wgsl_files(&root.join("shaders/shared"))?;
+        let shaders = wgsl_files(&root.join("shaders"))?;
+        let library = Library::new(shared.iter().map(|(name, _, text)| (name.as_str(), text.as_str())))?;
+        check_shared(&library, &shared)?;
+
+        let mut out = String::from("// Written by build.rs.\n\n");
+        list(&mut out, "SHARED", "shared functions", &shared);
+        list(&mut out, "SHADERS", "templates", &shaders);
+        let mut faults = vec![];
+        for (name, _, text) in &shaders {
+            match check_shader(&library, name, text) {
+                Ok(module) => out += &module,
+                Err(fault) => faults.push(fault),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults.join("\n"));
+        }
+        let path = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?).join("kernels.rs");
+        fs::write(&path, out).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    fn list(out: &mut String, constant: &str, what: &str, files: &Files) {
+        let _ =
+            writeln!(out, "/// Name and text of the {what}.\npub static {constant}: &[(&str, &str)] = &[");
+        for (name, path, _) in files {
+            let _ = writeln!(out, "    ({name:?}, include_str!({:?})),", path.display().to_string());
+        }
+        out.push_str("];\n\n");
+    }
+
+    /// Checks each file of shared functions at both widths.
+    fn check_shared(library: &Library, files: &Files) -> Result<(), String> {
+        for (file, _, _) in files {
+            let mut mention = String::new();
+            for name in library.names(file) {
+                let _ = writeln!(mention, "// {name} {name}4");
+            }
+            // Comments are not linked, so the names stand in code that the linker reads and naga does not.
+            let text = library.link(&mention.replace("//", ""), None);
+            lint::check(&format!("shaders/shared/{file}.wgsl"), &text)?;
+        }
+        Ok(())
+    }
+
+    /// What the Rust side knows of a shader, equal in all its variants.
+    #[derive(PartialEq)]
+    struct Reflected {
+        params: Option<Vec<lint::Field>>,
+    }
+
+    fn check_shader(library: &Library, name: &str, text: &str) -> Result<String, String> {
+        let mut first: Option<(String, Reflected)> = None;
+        let mut entries: BTreeMap<String, BTreeSet<[u32; 3]>> = BTreeMap::new();
+        for (label, defines) in template::variants(text).map_err(|e| format!("shaders/{name}.wgsl: {e}"))? {
+            let path = format!("shaders/{name}.wgsl (variant {label})");
+            let wgsl = expand_for_check(library, text, &defines).map_err(|e| format!("{path}: {e}"))?;
+            let module = lint::check(&path, &wgsl)?;
+            let reflected = Reflected { params: lint::params(&path, &module)? };
+            for entry in &module.entry_points {
+                entries.entry(entry.name.clone()).or_default().insert(entry.workgroup_size);
+            }
+            match &first {
+                Some((other, before)) if *before != reflected => {
+                    return Err(format!("{path}: its Params differ from those of variant {other}"));
+                }
+                Some(_) => {}
+                None => first = Some((label, reflected)),
+            }
+        }
+        let mut out = format!("/// `shaders/{name}.wgsl`\n#[allow(dead_code)]\npub mod {name} {{\n");
+        let _ = writeln!(out, "    pub const NAME: &str = {name:?};");
+        for (entry, sizes) in &entries {
+            // A size that depends on defines is the caller's own knowledge.
+            if let (1, Some([x, y, z])) = (sizes.len(), sizes.first()) {
+                let entry = entry.to_uppercase();
+                let _ = writeln!(out, "    pub const {entry}_WORKGROUP: [u32; 3] = [{x}, {y}, {z}];");
+            }
+        }
+        if let Some((_, Reflected { params: Some(fields) })) = first {
+            out.push_str("    /// The uniform `params`.\n    #[repr(C)]\n");
+            out.push_str("    #[derive(Clone, Copy, Debug, Default, PartialEq)]\n    pub struct Params {\n");
+            for field in fields {
+                let _ = writeln!(out, "        pub {}: {},", field.name, field.ty);
+            }
+            out.push_str("    }\n");
+            for what in ["Zeroable", "Pod"] {
+                let _ = writeln!(
+                    out,
+                    "    // SAFETY: C layout, only 4-byte numbers, so no padding and no invalid bits."
+                );
+                let _ = writeln!(out, "    unsafe impl bytemuck::{what} for Params {{}}");
+            }
+            out.push_str(
+                "    impl From<Params> for Vec<u8> {\n        fn from(params: Params) -> Vec<u8> {\n",
+            );
+            out.push_str("            bytemuck::bytes_of(&params).to_vec()\n        }\n    }\n");
+        }
+        out.push_str("}\n\n");
+        Ok(out)
+    }
+
+    /// A template with a plain store to a contiguous output where its epilogue goes.
+    fn expand_for_check(
+        library: &Library,
+        text: &str,
+        defines: &[(String, String)],
+    ) -> Result<String, String> {
+        let get = |name: &str| defines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let defines_ref: Vec<(&str, String)> = defines.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+        let bare =
+            template::expand(text, library, &Fill { defines: &defines_ref, epilogue: "", status: "" })?;
+        let next = template::declared(&bare).iter().map(|d| d.binding + 1).max().unwrap_or(2);
+        let (mut epilogue, mut status) = (String::new(), String::new());
+        let mut at = next;
+        if template::mentions(text, "epilogue") {
+            let ty = get("R").or(get("T")).unwrap_or("f32");
+            let wide = get("VEC4").is_some_and(|v| v != "0");
+            let element = if wide { format!("vec4<{ty}>") } else { ty.to_string() };
+            let place = if wide { "epilogue_out[i / 4u][i % 4u]" } else { "epilogue_out[i]" };
+            let _ = writeln!(
+                epilogue,
+                "@group(0) @binding({at}) var<storage, read_write> epilogue_out: array<{element}>;\n\
+                 fn store(i: u32, v: {ty}) {{ {place} = v; }}"
+            );
+            if wide {
+                let _ = writeln!(epilogue, "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = v; }}");
+            }
+            at += 1;
+        }
+        if template::mentions(text, "status") {
+            status = template::status(at);
+        }
+        template::expand(text, library, &Fill { defines: &defines_ref, epilogue: &epilogue, status: &status })
+    }
+}

@@ -1,6 +1,12 @@
 //! The GPU backend: wgpu.
 
+#[allow(dead_code)]
+mod template;
 
+/// The kernel table: shader texts, and for each template its `Params` and workgroup sizes. Written by `build.rs`.
+pub mod kernels {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
 
 /// The sort of adapter, by which kernel variants are chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

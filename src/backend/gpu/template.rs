@@ -1,0 +1,353 @@
+//! The preprocessor of `shaders/*.wgsl`. `build.rs` uses this file to validate every variant, the backend to
+//! expand the one it runs, so it knows nothing but text.
+//!
+//! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#epilogue`, `#status`;
+//! `${NAME}` in any other line is replaced by a define. Shared functions are written once in terms of `F`, `I`,
+//! `U` and `B`. They come in a scalar form under their own name and in a 4-vector form, `name4`; only what the
+//! text mentions is linked in.
+
+use std::collections::HashMap;
+
+/// What fills a template.
+pub struct Fill<'a> {
+    pub defines: &'a [(&'a str, String)],
+    /// Replaces `#epilogue`.
+    pub epilogue: &'a str,
+    /// Replaces `#status`.
+    pub status: &'a str,
+}
+
+/// Expands a template to WGSL.
+pub fn expand(text: &str, library: &Library, fill: &Fill) -> Result<String, String> {
+    let defined = |name: &str| fill.defines.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str());
+    let mut out = String::with_capacity(text.len() * 2);
+    let mut imports = vec![];
+    // One entry for each open `#if`: whether its lines count, and whether an enclosing one's do.
+    let mut open: Vec<(bool, bool)> = vec![];
+    for (number, line) in text.lines().enumerate() {
+        let fault = |what: String| format!("line {}: {what}: {}", number + 1, line.trim());
+        let active = open.last().is_none_or(|&(here, outer)| here && outer);
+        let trimmed = line.trim_start();
+        if trimmed.starts_with("//!") {
+            continue;
+        }
+        let Some(directive) = trimmed.strip_prefix('#') else {
+            if active {
+                substitute(line, &defined, &mut out).map_err(fault)?;
+            }
+            out.push('\n');
+            continue;
+        };
+        let (word, rest) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+        let rest = rest.split("//").next().unwrap_or("").trim();
+        match word {
+            "if" => open.push((defined(rest).is_some_and(|v| v != "0"), active)),
+            "else" => match open.last_mut() {
+                Some((here, _)) => *here = !*here,
+                None => return Err(fault("#else without #if".into())),
+            },
+            "endif" => {
+                if open.pop().is_none() {
+                    return Err(fault("#endif without #if".into()));
+                }
+            }
+            _ if !active => {}
+            "import" if library.has_file(rest) => imports.push(rest.to_string()),
+            "import" => return Err(fault("no such file in shaders/shared".into())),
+            "epilogue" => out.push_str(fill.epilogue),
+            "status" => out.push_str(fill.status),
+            _ => return Err(fault("unknown directive".into())),
+        }
+        out.push('\n');
+    }
+    if !open.is_empty() {
+        return Err("an #if is not closed".into());
+    }
+    let shared = library.link(&out, Some(&imports));
+    out.push_str(&shared);
+    Ok(out)
+}
+
+fn substitute<'a>(
+    mut line: &str,
+    defined: &impl Fn(&str) -> Option<&'a str>,
+    out: &mut String,
+) -> Result<(), String> {
+    while let Some(at) = line.find("${") {
+        let end = line[at..].find('}').ok_or("a ${ is not closed")? + at;
+        let name = &line[at + 2..end];
+        out.push_str(&line[..at]);
+        out.push_str(defined(name).ok_or_else(|| format!("{name} is not defined"))?);
+        line = &line[end + 1..];
+    }
+    out.push_str(line);
+    Ok(())
+}
+
+/// Whether a template asks for `#name`, in any variant.
+pub fn mentions(text: &str, name: &str) -> bool {
+    text.lines()
+        .any(|l| l.trim().strip_prefix('#').is_some_and(|d| d.split_whitespace().next() == Some(name)))
+}
+
+/// The WGSL name of the 1- or 4-wide form of `F`, `I`, `U` or `B`.
+pub fn width_type(alias: &str, wide: bool) -> Option<&'static str> {
+    Some(match (alias, wide) {
+        ("F", false) => "f32",
+        ("I", false) => "i32",
+        ("U", false) => "u32",
+        ("B", false) => "bool",
+        ("F", true) => "vec4<f32>",
+        ("I", true) => "vec4<i32>",
+        ("U", true) => "vec4<u32>",
+        ("B", true) => "vec4<bool>",
+        _ => return None,
+    })
+}
+
+/// Calls `word` for each identifier of `text` that does not name a member (`.x`) or a template parameter, and
+/// `rest` for what is between.
+pub fn tokens<'a>(text: &'a str, mut each: impl FnMut(&'a str, bool)) {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text[at..];
+        let word = rest.starts_with(is_word);
+        let mut len = rest.find(|c| is_word(c) != word).unwrap_or(rest.len());
+        if !word && let Some(comment) = rest[..len].find("//") {
+            len = if comment > 0 { comment } else { rest.find('\n').unwrap_or(rest.len()) };
+        }
+        let names =
+            word && !rest.starts_with(|c: char| c.is_ascii_digit()) && !text[..at].trim_end().ends_with('.');
+        each(&rest[..len], names);
+        at += len;
+    }
+}
+
+/// The functions, structs and constants of `shaders/shared/`.
+#[derive(Default)]
+pub struct Library {
+    items: HashMap<String, Item>,
+    files: Vec<String>,
+}
+
+struct Item {
+    text: String,
+    file: usize,
+    /// Written in terms of `F`, `I`, `U`, `B`, or of something that is.
+    generic: bool,
+    order: usize,
+}
+
+impl Library {
+    /// Reads `(name, text)` of each shared file.
+    pub fn new<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Library, String> {
+        let mut library = Library::default();
+        for (name, text) in files {
+            let file = library.files.len();
+            library.files.push(name.to_string());
+            for item in split_items(text) {
+                let name_of =
+                    item_name(&item).ok_or_else(|| format!("shared/{name}.wgsl: what is this?\n{item}"))?;
+                let order = library.items.len();
+                let entry = Item { text: item.clone(), file, generic: false, order };
+                if library.items.insert(name_of.to_string(), entry).is_some() {
+                    return Err(format!("shared/{name}.wgsl: {name_of} is defined twice"));
+                }
+            }
+        }
+        loop {
+            let found: Vec<String> = (library.items.iter())
+                .filter(|(_, item)| !item.generic && library.is_generic(&item.text))
+                .map(|(name, _)| name.clone())
+                .collect();
+            if found.is_empty() {
+                return Ok(library);
+            }
+            for name in found {
+                if let Some(item) = library.items.get_mut(&name) {
+                    item.generic = true;
+                }
+            }
+        }
+    }
+
+    fn is_generic(&self, text: &str) -> bool {
+        let mut generic = false;
+        tokens(text, |t, names| {
+            generic |= names
+                && (width_type(t, false).is_some() || self.items.get(t).is_some_and(|item| item.generic));
+        });
+        generic
+    }
+
+    pub fn has_file(&self, name: &str) -> bool {
+        self.files.iter().any(|f| f == name)
+    }
+
+    /// The names of all items of a file.
+    #[allow(dead_code, reason = "build.rs checks files one by one; the library does not")]
+    pub fn names(&self, file: &str) -> Vec<&str> {
+        (self.items.iter())
+            .filter(|(_, i)| self.files[i.file] == file)
+            .map(|(name, _)| name.as_str())
+            .collect()
+    }
+
+    /// Text in terms of `F`, `I`, `U`, `B` made concrete, one or four elements wide. `rename` may replace
+    /// other names.
+    pub fn widen(&self, text: &str, wide: bool, rename: impl Fn(&str) -> Option<String>) -> String {
+        let mut out = String::with_capacity(text.len() + 32);
+        tokens(text, |t, names| {
+            if !names {
+                out.push_str(t);
+            } else if let Some(new) = rename(t) {
+                out.push_str(&new);
+            } else if let Some(ty) = width_type(t, wide) {
+                out.push_str(ty);
+            } else {
+                out.push_str(t);
+                if wide && self.items.get(t).is_some_and(|item| item.generic) {
+                    out.push('4');
+                }
+            }
+        });
+        out
+    }
+
+    /// The shared items that `text` needs, of some files or of all.
+    pub fn link(&self, text: &str, files: Option<&[String]>) -> String {
+        // A worklist: what is linked in may need more.
+        let mut linked: HashMap<String, (usize, String)> = HashMap::new();
+        let mut todo = vec![text.to_string()];
+        let mut top = true;
+        while let Some(text) = todo.pop() {
+            tokens(&text, |t, names| {
+                if !names || linked.contains_key(t) {
+                    return;
+                }
+                // An explicit 4-wide form goes before one made from the scalar form.
+                let (item, wide) = match (self.items.get(t), t.strip_suffix('4')) {
+                    (Some(item), _) => (item, false),
+                    (None, Some(base)) => match self.items.get(base) {
+                        Some(item) if item.generic => (item, true),
+                        _ => return,
+                    },
+                    (None, None) => return,
+                };
+                if top && files.is_some_and(|files| !files.contains(&self.files[item.file])) {
+                    return;
+                }
+                let text = self.widen(&item.text, wide, |_| None);
+                todo.push(text.clone());
+                linked.insert(t.to_string(), (item.order, text));
+            });
+            top = false;
+        }
+        let mut all: Vec<(usize, String)> = linked.into_values().collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, text)| text + "\n").collect()
+    }
+}
+
+/// The top-level declarations of a file, without the comments between them.
+fn split_items(text: &str) -> Vec<String> {
+    let (mut items, mut item, mut depth) = (vec![], String::new(), 0);
+    for line in text.lines() {
+        let code = line.split("//").next().unwrap_or("").trim_end();
+        if code.trim().is_empty() {
+            continue;
+        }
+        item.push_str(code);
+        item.push('\n');
+        depth += code.matches('{').count();
+        depth -= code.matches('}').count().min(depth);
+        if depth == 0 && code.ends_with(['}', ';']) {
+            items.push(std::mem::take(&mut item));
+        }
+    }
+    if !item.trim().is_empty() {
+        items.push(item);
+    }
+    items
+}
+
+fn item_name(item: &str) -> Option<&str> {
+    let mut words = item.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|w| !w.is_empty());
+    match words.next()? {
+        "fn" | "struct" | "const" | "alias" => words.next(),
+        _ => None,
+    }
+}
+
+/// Reads `//! variant label: A=1 B=f32` lines: the variants that a template comes in. A template without any
+/// has one, with no defines.
+#[allow(dead_code, reason = "for build.rs and the tests")]
+pub fn variants(text: &str) -> Result<Vec<(String, Vec<(String, String)>)>, String> {
+    let mut out = vec![];
+    for line in text.lines() {
+        let Some(rest) = line.trim().strip_prefix("//!").and_then(|l| l.trim().strip_prefix("variant "))
+        else {
+            continue;
+        };
+        let (label, defines) = rest.split_once(':').ok_or_else(|| format!("no colon in: {line}"))?;
+        let defines = defines.split_whitespace().map(|d| {
+            let (name, value) = d.split_once('=').ok_or_else(|| format!("no = in {d}, in: {line}"))?;
+            Ok((name.to_string(), value.to_string()))
+        });
+        out.push((label.trim().to_string(), defines.collect::<Result<_, String>>()?));
+    }
+    if out.is_empty() {
+        out.push(("only".into(), vec![]));
+    }
+    Ok(out)
+}
+
+/// Whether a type in WGSL text is one of four elements.
+fn is_vec4(ty: &str) -> bool {
+    ty.starts_with("vec4")
+}
+
+/// A storage buffer that expanded text declares.
+#[allow(dead_code, reason = "build.rs only asks for the binding")]
+pub struct Declared {
+    pub binding: usize,
+    pub name: String,
+    /// Declared as `array<vec4<…>>`.
+    pub wide: bool,
+    pub written: bool,
+}
+
+/// Finds `@group(0) @binding(K) var<storage, …> name: array<type>` in expanded text.
+pub fn declared(text: &str) -> Vec<Declared> {
+    let mut out = vec![];
+    for part in text.split("@binding(").skip(1) {
+        let Some((number, rest)) = part.split_once(')') else { continue };
+        let Some((head, _)) = rest.split_once(';') else { continue };
+        let Some((space, decl)) = head.split_once("var<").and_then(|(_, d)| d.split_once('>')) else {
+            continue;
+        };
+        if !space.trim_start().starts_with("storage") {
+            continue;
+        }
+        let Some((name, ty)) = decl.split_once(':') else { continue };
+        let element = ty.trim().strip_prefix("array<").unwrap_or("").trim_start();
+        if let Ok(binding) = number.trim().parse() {
+            out.push(Declared {
+                binding,
+                name: name.trim().to_string(),
+                wide: is_vec4(element),
+                written: space.contains("write"),
+            });
+        }
+    }
+    out
+}
+
+/// What `#status` stands for, with the status word at this binding.
+pub fn status(binding: usize) -> String {
+    format!(
+        "@group(0) @binding({binding}) var<storage, read_write> status: array<atomic<u32>>;\n\
+         fn report_bad_index() {{ atomicStore(&status[0], 1u); }}\n"
+    )
+}
