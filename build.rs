@@ -91,7 +91,7 @@ mod table {
             }
             // Comments are not linked, so the names stand in code that the linker reads and naga does not.
             let text = library.link(&mention.replace("//", ""), None);
-            lint::check(&format!("shaders/shared/{file}.wgsl"), &text)?;
+            lint::check(&format!("shaders/shared/{file}.wgsl"), &text, false)?;
         }
         Ok(())
     }
@@ -108,7 +108,8 @@ mod table {
         for (label, defines) in template::variants(text).map_err(|e| format!("shaders/{name}.wgsl: {e}"))? {
             let path = format!("shaders/{name}.wgsl (variant {label})");
             let wgsl = expand_for_check(library, text, &defines).map_err(|e| format!("{path}: {e}"))?;
-            let module = lint::check(&path, &wgsl)?;
+            let subgroups = defines.iter().any(|(name, value)| name == "SUBGROUP" && value != "0");
+            let module = lint::check(&path, &wgsl, subgroups)?;
             let reflected = Reflected { params: lint::params(&path, &module)? };
             for entry in &module.entry_points {
                 entries.entry(entry.name.clone()).or_default().insert(entry.workgroup_size);
