@@ -1,1 +1,389 @@
-//! The CPU backend.
+//! The CPU backend: runs the same [`Recording`] as the GPU, on host memory, before `run` returns.
+//!
+//! [`plan`] makes a program ready, [`eval`] interprets it in blocks that stay in L1, with the loops of [`block`]
+//! and [`math`], which are compiled for several vector widths ([`simd`]). [`reduce`] folds; matrix products are
+//! in [`gemm`].
+
+pub mod block;
+mod eval;
+pub mod gemm;
+pub mod math;
+mod memory;
+pub mod number;
+mod parallel;
+mod plan;
+mod reduce;
+pub mod simd;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use self::eval::{Eval, Operands};
+use self::memory::{Block, Pool};
+use self::parallel::{WORTH_A_THREAD, enter, tasks};
+use self::plan::Plan;
+use self::reduce::ReducePlan;
+use super::{Backend, Buffer, Caps, Compiled, Fault, Memory};
+use crate::error::ErrorKind;
+use crate::graph::dtype::Scalar;
+use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
+use crate::graph::program::Inst;
+
+/// A device of its own memory pool.
+pub fn device() -> Arc<dyn Backend> {
+    Arc::new(Cpu { caps: CAPS, pool: Arc::default(), running: Mutex::new(()) })
+}
+
+/// Where `WGRAD_DEBUG` is 2 or more: what each command took, in the order they ran. Clears the list.
+pub fn take_timings() -> Vec<Timing> {
+    std::mem::take(&mut TIMINGS.lock())
+}
+
+static TIMINGS: Mutex<Vec<Timing>> = Mutex::new(vec![]);
+
+/// What a command cost.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    pub label: String,
+    pub time: Duration,
+    /// Bytes of the buffers it touched.
+    pub bytes: usize,
+}
+
+const CAPS: Caps = Caps {
+    max_bindings: u16::MAX as usize,
+    max_binding_bytes: isize::MAX as usize,
+    f64: true,
+    // A reduction is cut in parts where it is computed.
+    split_reduction: |_, _| 1,
+};
+
+struct Cpu {
+    caps: Caps,
+    pool: Arc<Pool>,
+    /// Held by whoever reads or writes buffers' contents.
+    running: Mutex<()>,
+}
+
+/// One for each command.
+struct Ready {
+    commands: Vec<Option<Prepared>>,
+    parallel: bool,
+}
+
+struct Prepared {
+    work: Task,
+    /// Bytes that each binding must have.
+    needs: Vec<usize>,
+    scalars: usize,
+    price: usize,
+}
+
+enum Task {
+    Map(Vec<Plan>, Vec<Stretch>),
+    Reduce(Box<ReducePlan>),
+    Structured { post: Plan, in_place: Option<Range<usize>>, binding: usize },
+}
+
+/// Elements of one of a map's programs that one thread does.
+struct Stretch {
+    job: usize,
+    range: Range<usize>,
+}
+
+fn fault(kind: ErrorKind, message: impl Into<String>) -> Fault {
+    Fault { kind, message: message.into(), command: None }
+}
+
+fn memory_of(buffer: &Buffer) -> Result<&Block, Fault> {
+    buffer.memory.downcast_ref().ok_or_else(|| fault(ErrorKind::Device, "a buffer of another device"))
+}
+
+impl Cpu {
+    fn take(&self, bytes: usize) -> Result<Block, Fault> {
+        let refused = || fault(ErrorKind::OutOfMemory, format!("the system has no {bytes} bytes left"));
+        self.pool.take(bytes).ok_or_else(refused)
+    }
+
+    fn execute(
+        &self,
+        recording: &Recording,
+        ready: &Ready,
+        blocks: &[&Block],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        for (number, command) in recording.commands.iter().enumerate() {
+            let at = |fault: Fault| Fault { command: Some(number), ..fault };
+            let began = (debug_level() >= 2).then(Instant::now);
+            let done = match command {
+                Command::Copy { from, to, bytes } => copy(blocks, *from as usize, *to as usize, *bytes),
+                Command::Dispatch { kernel, buffers, scalars: first } => match ready.commands.get(number) {
+                    Some(Some(prepared)) => {
+                        self.dispatch(kernel, prepared, buffers, blocks, scalars.get(*first..).unwrap_or(&[]))
+                    }
+                    _ => Err(fault(ErrorKind::Backend, "the recording was not the one compiled")),
+                },
+            };
+            done.map_err(at)?;
+            if let Some(began) = began {
+                let (label, bytes) = match command {
+                    Command::Copy { bytes, .. } => ("copy".to_string(), 2 * bytes),
+                    Command::Dispatch { kernel, buffers, .. } => (
+                        kernel.label.clone(),
+                        buffers.iter().map(|&slot| blocks[slot as usize].bytes()).sum(),
+                    ),
+                };
+                TIMINGS.lock().push(Timing { label, time: began.elapsed(), bytes });
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch(
+        &self,
+        kernel: &Kernel,
+        prepared: &Prepared,
+        slots: &[u32],
+        blocks: &[&Block],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        if slots.len() != prepared.needs.len() || scalars.len() < prepared.scalars {
+            return Err(fault(ErrorKind::Backend, "a dispatch with other operands than its kernel's"));
+        }
+        let mut buffers: SmallVec<[*mut u8; 8]> = SmallVec::new();
+        let mut lengths: SmallVec<[usize; 8]> = SmallVec::new();
+        for (&slot, &need) in slots.iter().zip(&prepared.needs) {
+            match blocks.get(slot as usize) {
+                Some(block) if block.bytes() >= need => {
+                    buffers.push(block.start());
+                    lengths.push(block.bytes());
+                }
+                _ => {
+                    return Err(fault(
+                        ErrorKind::Backend,
+                        format!("slot {slot} is missing or has under {need} bytes"),
+                    ));
+                }
+            }
+        }
+        let operands = Operands { buffers: &buffers, scalars };
+        match (&prepared.work, &kernel.body) {
+            (Task::Map(plans, stretches), _) => tasks(stretches.len(), |i| {
+                let Stretch { job, range } = &stretches[i];
+                Eval::new(&plans[*job], &operands).each(range.clone(), |_, _, _| {});
+            }),
+            (Task::Reduce(plan), _) => plan.run(&operands),
+            (Task::Structured { post, in_place, binding }, Body::Structured(call)) => {
+                // SAFETY: no slot is bound twice, so that `out` (a binding that is no input) is apart from them.
+                let inputs: SmallVec<[&[u8]; 8]> = (0..call.inputs.len())
+                    .map(|i| unsafe { std::slice::from_raw_parts(buffers[i].cast_const(), lengths[i]) })
+                    .collect();
+                let bytes = post.numel * call.out_dtype.size();
+                let failed = |message| fault(ErrorKind::Index, format!("{} {message}", call.op.0.name()));
+                if let Some(range) = in_place {
+                    // SAFETY: as above; `needs` says that the buffer is long enough.
+                    let out =
+                        unsafe { std::slice::from_raw_parts_mut(buffers[*binding].add(range.start), bytes) };
+                    return call.op.0.cpu(call, &inputs, out).map_err(failed);
+                }
+                let scratch = self.take(bytes)?;
+                // SAFETY: a fresh block of so many bytes.
+                let out = unsafe { std::slice::from_raw_parts_mut(scratch.start(), bytes) };
+                call.op.0.cpu(call, &inputs, out).map_err(failed)?;
+                let chunk = stretch_of(post);
+                tasks(post.numel.div_ceil(chunk), |i| {
+                    let mut eval = Eval::new(post, &operands);
+                    eval.set_anchor(out_of(&scratch, bytes), 0);
+                    eval.each(i * chunk..((i + 1) * chunk).min(post.numel), |_, _, _| {});
+                });
+            }
+            _ => return Err(fault(ErrorKind::Backend, "the recording was not the one compiled")),
+        }
+        Ok(())
+    }
+}
+
+fn out_of(scratch: &Block, bytes: usize) -> &[u8] {
+    // SAFETY: the block has so many bytes, and nobody writes them any more.
+    unsafe { std::slice::from_raw_parts(scratch.start().cast_const(), bytes) }
+}
+
+fn copy(blocks: &[&Block], from: usize, to: usize, bytes: usize) -> Result<(), Fault> {
+    match (blocks.get(from), blocks.get(to)) {
+        (Some(from), Some(to)) if from.bytes() >= bytes && to.bytes() >= bytes => {
+            // SAFETY: both have so many bytes, and the device's lock is held.
+            unsafe { std::ptr::copy(from.start(), to.start(), bytes) };
+            Ok(())
+        }
+        _ => Err(fault(ErrorKind::Backend, format!("a copy of {bytes} bytes between too short buffers"))),
+    }
+}
+
+/// Elements that are worth a thread, in whole blocks; few enough stretches that handing them out costs little.
+fn stretch_of(plan: &Plan) -> usize {
+    let least = (WORTH_A_THREAD / 2 / plan.cost.max(1)).max(plan.numel.div_ceil(128));
+    least.next_multiple_of(plan.block).max(1)
+}
+
+fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
+    let mut needs = vec![0; kernel.bindings.len()];
+    let (work, price) = match &kernel.body {
+        Body::Map(programs) => {
+            let plans = programs.iter().map(|p| Plan::new(p, 0, None)).collect::<Result<Vec<_>, _>>()?;
+            let mut stretches = vec![];
+            for (job, plan) in plans.iter().enumerate() {
+                check_bindings(&programs[job], needs.len())?;
+                plan.needs(&mut needs);
+                let chunk = stretch_of(plan);
+                for start in (0..plan.numel).step_by(chunk) {
+                    stretches.push(Stretch { job, range: start..(start + chunk).min(plan.numel) });
+                }
+            }
+            let price = plans.iter().map(|plan| plan.numel * plan.cost).sum();
+            (Task::Map(plans, stretches), price)
+        }
+        Body::Reduce(reduce) => {
+            check_bindings(&reduce.pre, needs.len())?;
+            check_bindings(&reduce.post, needs.len())?;
+            let plan = ReducePlan::new(reduce)?;
+            plan.needs(&mut needs);
+            let price = plan.price();
+            (Task::Reduce(Box::new(plan)), price)
+        }
+        Body::Structured(call) => {
+            check_bindings(&call.post, needs.len())?;
+            let post = Plan::new(&call.post, call.post.shape.len(), None)?;
+            post.needs(&mut needs);
+            if call.inputs.len() > needs.len() || post.numel != call.out_shape.iter().product() {
+                return Err("a structured op whose output or inputs do not fit its kernel".into());
+            }
+            for ((dtype, layout), need) in call.inputs.iter().zip(&mut needs) {
+                *need = (*need).max(layout.end() * dtype.size());
+            }
+            let price = call.op.0.flops(call) as usize + post.numel * post.cost;
+            let in_place = plain_store(call);
+            let binding = call.post.stores.first().map_or(0, |s| usize::from(s.to.binding));
+            (Task::Structured { post, in_place, binding }, price)
+        }
+    };
+    if needs.iter().zip(&kernel.bindings).any(|(_, b)| b.dtype.size() > 8) {
+        return Err("a dtype of unknown size".into());
+    }
+    Ok(Prepared { work, needs, scalars: kernel.scalars.len(), price })
+}
+
+fn check_bindings(program: &crate::graph::program::Program, bindings: usize) -> Result<(), String> {
+    let used = program.loads.iter().chain(program.stores.iter().map(|s| &s.to));
+    match used.map(|a| usize::from(a.binding)).find(|&b| b >= bindings) {
+        Some(binding) => Err(format!("binding {binding} of {bindings}")),
+        None => Ok(()),
+    }
+}
+
+/// The bytes that an op writes itself, where nothing comes after it but one plain store.
+fn plain_store(call: &Structured) -> Option<Range<usize>> {
+    let ([Inst::Anchor(dtype)], [store]) = (&call.post.insts[..], &call.post.stores[..]) else { return None };
+    let fits = *dtype == call.out_dtype && store.to.layout.is_contiguous();
+    let apart = usize::from(store.to.binding) >= call.inputs.len();
+    let start = store.to.layout.offset * dtype.size();
+    (fits && apart).then(|| start..start + call.post.numel() * dtype.size())
+}
+
+fn debug_level() -> u32 {
+    static LEVEL: OnceLock<u32> = OnceLock::new();
+    *LEVEL.get_or_init(|| std::env::var("WGRAD_DEBUG").ok().and_then(|v| v.parse().ok()).unwrap_or(0))
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Buffer, Fault> {
+        Ok(Buffer { bytes, memory: Arc::new(self.take(bytes)?) })
+    }
+
+    fn upload(&self, data: &[u8]) -> Result<Buffer, Fault> {
+        let block = self.take(data.len())?;
+        // SAFETY: a fresh block of that length.
+        unsafe { block.start().copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(Buffer { bytes: data.len(), memory: Arc::new(block) })
+    }
+
+    fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
+        let block = memory_of(from)?;
+        if range.start > range.end || range.end > block.bytes() {
+            return Err(fault(ErrorKind::Backend, format!("read {range:?} of {} bytes", block.bytes())));
+        }
+        let _lock = self.running.lock();
+        // SAFETY: inside the block, which is always initialised; the lock keeps writers away.
+        Ok(unsafe { std::slice::from_raw_parts(block.start().add(range.start), range.len()) }.to_vec())
+    }
+
+    fn download_async(
+        &self,
+        from: &Buffer,
+        range: Range<usize>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Fault>> + Send>> {
+        Box::pin(std::future::ready(self.download(from, range)))
+    }
+
+    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
+        let mut ready = Ready { commands: vec![], parallel: false };
+        for (number, command) in recording.commands.iter().enumerate() {
+            ready.commands.push(match command {
+                Command::Copy { .. } => None,
+                Command::Dispatch { kernel, .. } => {
+                    let refused =
+                        |message| Fault { kind: ErrorKind::Backend, message, command: Some(number) };
+                    let prepared = prepare(kernel).map_err(refused)?;
+                    ready.parallel |= prepared.price >= 2 * WORTH_A_THREAD;
+                    Some(prepared)
+                }
+            });
+        }
+        Ok(Arc::new(ready))
+    }
+
+    fn run(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        let ready: &Ready =
+            compiled.downcast_ref().ok_or_else(|| fault(ErrorKind::Backend, "a plan of another device"))?;
+        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[&Block; 16]>, _>>()?;
+        let _lock = self.running.lock();
+        if ready.parallel {
+            enter(|| self.execute(recording, ready, &blocks, scalars))
+        } else {
+            self.execute(recording, ready, &blocks, scalars)
+        }
+    }
+
+    fn synchronize(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Memory {
+        self.pool.memory()
+    }
+
+    fn empty_cache(&self) {
+        self.pool.empty();
+    }
+}

@@ -1,0 +1,112 @@
+//! Matrix products on host memory: the `gemm` crates' kernels for floats, a blocked loop for integers.
+
+use gemm_common::Parallelism;
+
+use super::number::{Num, Value};
+
+/// Multiply-adds from which threads pay.
+const WORTH_THREADS: usize = 1 << 18;
+
+/// An element type that [`matmul`] takes.
+pub trait Product: Num {
+    #[doc(hidden)]
+    fn product(m: usize, n: usize, k: usize, a: Matrix<Self>, b: Matrix<Self>, out: &mut [Self]);
+}
+
+/// A matrix inside a slice: `[row, column]` lies at `row * strides[0] + column * strides[1]`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, T> {
+    values: &'a [T],
+    strides: [usize; 2],
+}
+
+impl<'a, T: Copy> Matrix<'a, T> {
+    /// Panics where the matrix does not lie inside `values`.
+    fn new(rows: usize, columns: usize, values: &'a [T], strides: [usize; 2]) -> Matrix<'a, T> {
+        if rows > 0 && columns > 0 {
+            let reach = |n: usize, stride: usize| (n - 1).checked_mul(stride);
+            let last =
+                reach(rows, strides[0]).zip(reach(columns, strides[1])).and_then(|(r, c)| r.checked_add(c));
+            assert!(last.is_some_and(|last| last < values.len()), "a matrix reaches past its memory");
+        }
+        Matrix { values, strides }
+    }
+}
+
+/// `out = a · b` with `a` `m × k`, `b` `k × n`, and `out` `m × n` in rows without gaps. Elements of `a` and `b`
+/// lie at the given strides (of row and column) from the slices' beginnings.
+pub fn matmul<T: Product>(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[T],
+    a_strides: [usize; 2],
+    b: &[T],
+    b_strides: [usize; 2],
+    out: &mut [T],
+) {
+    assert_eq!(Some(out.len()), m.checked_mul(n), "an output of another size");
+    let (a, b) = (Matrix::new(m, k, a, a_strides), Matrix::new(k, n, b, b_strides));
+    if k == 0 {
+        out.fill(T::ZERO);
+    } else if !out.is_empty() {
+        T::product(m, n, k, a, b, out);
+    }
+}
+
+macro_rules! float {
+    ($($t:ident = $gemm:path;)*) => {$(
+        impl Product for $t {
+            fn product(m: usize, n: usize, k: usize, a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t]) {
+                let large = m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS;
+                let threads = if large { Parallelism::Rayon(0) } else { Parallelism::None };
+                // The kernels want columns, so this computes out^T = b^T a^T.
+                let [a_row, a_column] = a.strides.map(|s| s as isize);
+                let [b_row, b_column] = b.strides.map(|s| s as isize);
+                // SAFETY: `Matrix::new` and `matmul` hold all three matrices inside their slices; `out` is
+                // borrowed exclusively; it is not read, as `read_dst` is false.
+                unsafe {
+                    $gemm()(
+                        n, m, k, out.as_mut_ptr(), n as isize, 1, false, b.values.as_ptr(), b_row, b_column,
+                        a.values.as_ptr(), a_row, a_column, 0.0, 1.0, false, false, false, threads,
+                    );
+                }
+            }
+        }
+    )*};
+}
+float! { f32 = gemm_f32::gemm::f32::get_gemm_fn; f64 = gemm_f64::gemm::f64::get_gemm_fn; }
+
+macro_rules! int {
+    ($($t:ident)*) => {$(
+        impl Product for $t {
+            fn product(m: usize, n: usize, k: usize, a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t]) {
+                integers(m, n, k, a, b, out);
+            }
+        }
+    )*};
+}
+int! { i32 u32 }
+
+/// Row by row of `out`, as a sum of rows of `b`, in stretches that stay in cache.
+fn integers<T: Num + Value>(m: usize, n: usize, k: usize, a: Matrix<T>, b: Matrix<T>, out: &mut [T]) {
+    const TILE: usize = 256;
+    out.fill(T::ZERO);
+    let mut row_of_b = [T::ZERO; TILE];
+    for left in (0..n).step_by(TILE) {
+        let width = TILE.min(n - left);
+        for top in (0..k).step_by(TILE) {
+            for p in top..k.min(top + TILE) {
+                for (j, to) in row_of_b[..width].iter_mut().enumerate() {
+                    *to = b.values[p * b.strides[0] + (left + j) * b.strides[1]];
+                }
+                for i in 0..m {
+                    let factor = a.values[i * a.strides[0] + p * a.strides[1]];
+                    for (to, &v) in out[i * n + left..][..width].iter_mut().zip(&row_of_b) {
+                        *to = to.add(factor.mul(v));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Host memory behind [`Buffer`](crate::backend::Buffer)s, kept for reuse when freed: fresh pages cost more to
+//! fault in than most kernels take to fill them.
+
+use std::alloc::{self, Layout};
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use crate::backend::Memory;
+
+/// Cache line, and the widest vector.
+const ALIGN: usize = 64;
+/// Pooled bytes below this are never worth giving back.
+const KEEP: usize = 64 << 20;
+
+/// Memory that gives itself back to its pool.
+pub(super) struct Block {
+    start: NonNull<u8>,
+    raw: NonNull<u8>,
+    /// Bytes asked for.
+    bytes: usize,
+    capacity: usize,
+    pool: Arc<Pool>,
+}
+
+// SAFETY: a block owns its memory; what is done through `start` is ordered by the device's lock.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// Always initialised, aligned to 64, valid for `bytes()` while the block lives.
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.pool.put(self.raw, self.capacity, self.bytes);
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Pool(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// Freed blocks by capacity.
+    free: FxHashMap<usize, Vec<Raw>>,
+    memory: Memory,
+    peak: usize,
+}
+
+struct Raw(NonNull<u8>);
+// SAFETY: memory nobody points to.
+unsafe impl Send for Raw {}
+
+impl Pool {
+    /// Memory with whatever contents (zeros at first), or `None` where the system has no more.
+    pub fn take(self: &Arc<Pool>, bytes: usize) -> Option<Block> {
+        let capacity = size_class(bytes)?;
+        let pooled = {
+            let mut state = self.0.lock();
+            let found = state.free.get_mut(&capacity).and_then(Vec::pop);
+            if found.is_some() {
+                state.memory.pooled_bytes -= capacity;
+            }
+            found
+        };
+        let raw = match pooled {
+            Some(Raw(raw)) => raw,
+            None => fresh(capacity).or_else(|| {
+                self.empty();
+                fresh(capacity)
+            })?,
+        };
+        let mut state = self.0.lock();
+        state.memory.live_buffers += 1;
+        state.memory.live_bytes += bytes;
+        state.peak = state.peak.max(state.memory.live_bytes);
+        drop(state);
+        let skip = raw.as_ptr().align_offset(ALIGN);
+        // SAFETY: `raw_layout` adds `ALIGN` bytes for this.
+        let start = unsafe { raw.add(skip) };
+        if dirty() {
+            // SAFETY: the block is `capacity` long and nobody else's.
+            unsafe { start.write_bytes(0xA5, capacity) };
+        }
+        Some(Block { start, raw, bytes, capacity, pool: self.clone() })
+    }
+
+    fn put(&self, raw: NonNull<u8>, capacity: usize, bytes: usize) {
+        let mut state = self.0.lock();
+        state.memory.live_buffers -= 1;
+        state.memory.live_bytes -= bytes;
+        if state.memory.pooled_bytes + capacity > state.peak.max(KEEP) {
+            drop(state);
+            release(raw, capacity);
+        } else {
+            state.memory.pooled_bytes += capacity;
+            state.free.entry(capacity).or_default().push(Raw(raw));
+        }
+    }
+
+    pub fn empty(&self) {
+        let mut state = self.0.lock();
+        state.memory.pooled_bytes = 0;
+        state.peak = state.memory.live_bytes;
+        let free = std::mem::take(&mut state.free);
+        drop(state);
+        for (capacity, blocks) in free {
+            blocks.into_iter().for_each(|Raw(raw)| release(raw, capacity));
+        }
+    }
+
+    pub fn memory(&self) -> Memory {
+        self.0.lock().memory
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.empty();
+    }
+}
+
+/// Capacities in steps of an eighth of a power of two, so that sizes near each other share blocks.
+fn size_class(bytes: usize) -> Option<usize> {
+    let step = (bytes.max(1).checked_next_power_of_two()? / 16).max(ALIGN);
+    bytes.max(1).checked_next_multiple_of(step)
+}
+
+fn raw_layout(capacity: usize) -> Option<Layout> {
+    // Aligned by hand: for a large alignment the system allocator would zero by writing, which touches pages.
+    Layout::from_size_align(capacity.checked_add(ALIGN)?, 16).ok()
+}
+
+fn fresh(capacity: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the layout's size is not 0.
+    NonNull::new(unsafe { alloc::alloc_zeroed(raw_layout(capacity)?) })
+}
+
+fn release(raw: NonNull<u8>, capacity: usize) {
+    if let Some(layout) = raw_layout(capacity) {
+        // SAFETY: `fresh` allocated it with this layout.
+        unsafe { alloc::dealloc(raw.as_ptr(), layout) };
+    }
+}
+
+/// Whether buffers shall come with garbage in them, to find kernels that read what they did not write.
+fn dirty() -> bool {
+    static DIRTY: OnceLock<bool> = OnceLock::new();
+    *DIRTY.get_or_init(|| std::env::var_os("WGRAD_DIRTY_POOL").is_some_and(|v| v == "1"))
+}
