@@ -27,7 +27,7 @@ struct Params {
     length: u32,
     out_offset: u32,
     // For each dimension of the output, the innermost first: size, stride in x, stride in index.
-    dims: array<vec4<u32>, 8>,
+    dims: array<vec4<u32>, 16>,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 // The tensor that is read (gather) or scattered.

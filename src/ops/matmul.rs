@@ -7,6 +7,8 @@ use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 use crate::graph::layout::{Dims, Layout, collapse};
+#[cfg(feature = "gpu")]
+use crate::ops::dispatch::{Defines, fold_grid, wgsl_type};
 
 /// `[batch…, m, k] · [batch…, k, n] -> [batch…, m, n]`. The batch dimensions of both inputs are equal (broadcast
 /// ones have stride 0); any strides will do.
@@ -258,49 +260,38 @@ impl Variant {
             Kernel::Axpy => a_by_row,
             Kernel::Lanes { .. } | Kernel::Tiles { .. } => out_n == 1 && p.n.is_multiple_of(4),
         };
-        let mut defines = vec![
-            ("T", crate::backend::gpu::wgsl_type(dtype).to_string()),
-            ("A_AT", if p.exchanged { "3" } else { "2" }.to_string()),
-            ("B_AT", if p.exchanged { "2" } else { "3" }.to_string()),
-        ];
-        let mut flag = |name, on: bool| defines.push((name, u8::from(on).to_string()));
-        flag("A_VEC", a_vec);
-        flag("A_BY_ROW", a_by_row);
-        flag("B_VEC", b_vec);
-        flag("B_BY_COL", !b_vec || !along_k);
-        flag("K_TAIL", !p.k.is_multiple_of(4));
-        flag("VEC4", store4);
-        flag("BATCHED", !p.batch.is_empty());
-        flag("COLUMN", column);
-        let (entry, tiles_m, tiles_n, total) = match self.kernel {
-            Kernel::Any => {
-                flag("ANY", true);
-                ("any_strides", 1, 1, p.m * p.n)
-            }
-            Kernel::Dot => {
-                flag("DOT", true);
-                ("dot_products", p.m, 1, p.m)
-            }
+        let defines = Defines::default()
+            .value("T", wgsl_type(dtype))
+            .value("A_AT", if p.exchanged { 3 } else { 2 })
+            .value("B_AT", if p.exchanged { 2 } else { 3 })
+            .flag("A_VEC", a_vec)
+            .flag("A_BY_ROW", a_by_row)
+            .flag("B_VEC", b_vec)
+            .flag("B_BY_COL", !b_vec || !along_k)
+            .flag("K_TAIL", !p.k.is_multiple_of(4))
+            .flag("VEC4", store4)
+            .flag("BATCHED", !p.batch.is_empty())
+            .flag("COLUMN", column);
+        let (entry, defines, tiles_m, tiles_n) = match self.kernel {
+            Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
+            Kernel::Dot => ("dot_products", defines.flag("DOT", true), p.m, 1),
             Kernel::Axpy => {
-                flag("AXPY", true);
-                let tiles = p.m.div_ceil(if a_by_row { 256 } else { 64 });
-                ("axpy", tiles, 1, tiles)
+                let rows = if a_by_row { 256 } else { 64 };
+                ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)
             }
             Kernel::Lanes { rows, subgroup } => {
-                flag("LANES", true);
-                flag("SUBGROUP", subgroup);
-                defines.push(("ROWS", rows.to_string()));
-                defines.push(("LOADS", if subgroup { rows / 8 } else { rows }.to_string()));
-                let (tiles_m, tiles_n) = (p.m.div_ceil(rows), p.n.div_ceil(32));
-                ("lanes", tiles_m, tiles_n, tiles_m * tiles_n)
+                let loads = if subgroup { rows / 8 } else { rows };
+                let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup);
+                let defines = defines.value("ROWS", rows).value("LOADS", loads);
+                ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32))
             }
             Kernel::Tiles { pieces } => {
-                flag("TILES", true);
-                defines.push(("PIECES", pieces.to_string()));
-                let (tiles_m, tiles_n) = (p.m.div_ceil(32 * pieces), p.n.div_ceil(32 * pieces));
-                ("tiles", tiles_m, tiles_n, tiles_m * tiles_n)
+                let side = 32 * pieces;
+                let defines = defines.flag("TILES", true).value("PIECES", pieces);
+                ("tiles", defines, p.m.div_ceil(side), p.n.div_ceil(side))
             }
         };
+        let total = tiles_m * tiles_n;
         let mut params = shader::Params {
             m: p.m as u32,
             n: p.n as u32,
@@ -339,9 +330,9 @@ impl Variant {
             ShaderCall {
                 shader: shader::NAME,
                 entry,
-                defines: defines.clone(),
+                defines: defines.0.clone(),
                 params: params.into(),
-                workgroups: crate::backend::gpu::fold_grid(groups),
+                workgroups: fold_grid(groups),
             }
         };
         (0..p.batch[..outer].iter().product()).map(one).collect()
