@@ -90,7 +90,7 @@ mod table {
                 let _ = writeln!(mention, "{name} {name}4");
             }
             let text = library.link(&[(&mention, None)]);
-            lint::check(&format!("shaders/shared/{file}.wgsl"), &text)?;
+            lint::check(&format!("shaders/shared/{file}.wgsl"), &text, false)?;
         }
         Ok(())
     }
@@ -107,7 +107,8 @@ mod table {
         for (label, defines) in template::variants(text).map_err(|e| format!("shaders/{name}.wgsl: {e}"))? {
             let path = format!("shaders/{name}.wgsl (variant {label})");
             let wgsl = expand_for_check(library, text, &defines).map_err(|e| format!("{path}: {e}"))?;
-            let module = lint::check(&path, &wgsl)?;
+            let subgroups = defines.iter().any(|(name, value)| name == "SUBGROUP" && value != "0");
+            let module = lint::check(&path, &wgsl, subgroups)?;
             let reflected = Reflected { params: lint::params(&path, &module)? };
             for entry in &module.entry_points {
                 entries.entry(entry.name.clone()).or_default().insert(entry.workgroup_size);
@@ -168,15 +169,17 @@ mod table {
         if template::mentions(text, "epilogue") {
             let ty = get("R").or(get("T")).unwrap_or("f32");
             let wide = get("VEC4").is_some_and(|v| v != "0");
-            let element = if wide { format!("vec4<{ty}>") } else { ty.to_string() };
+            // Bools are in memory as numbers.
+            let stored = if ty == "bool" { "u32" } else { ty };
+            let element = if wide { format!("vec4<{stored}>") } else { stored.to_string() };
             let place = if wide { "epilogue_out[i / 4u][i % 4u]" } else { "epilogue_out[i]" };
             let _ = writeln!(
                 epilogue,
                 "@group(0) @binding({at}) var<storage, read_write> epilogue_out: array<{element}>;\n\
-                 fn store(i: u32, v: {ty}) {{ {place} = v; }}"
+                 fn store(i: u32, v: {ty}) {{ {place} = {stored}(v); }}"
             );
             if wide {
-                let _ = writeln!(epilogue, "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = v; }}");
+                let _ = writeln!(epilogue, "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = vec4<{stored}>(v); }}");
             }
             at += 1;
         }

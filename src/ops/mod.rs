@@ -2,6 +2,8 @@
 
 pub(crate) mod cat;
 pub(crate) mod cast;
+#[cfg(feature = "gpu")]
+pub(crate) mod dispatch;
 pub(crate) mod elementwise;
 pub(crate) mod gather;
 pub(crate) mod indexing;

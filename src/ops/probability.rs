@@ -7,7 +7,7 @@ use smallvec::smallvec;
 
 use super::cast::to_dtype;
 use super::record::{Caller, first_error, link};
-use super::softmax::{Form, Softmax, SoftmaxBackward};
+use super::softmax::{Softmax, SoftmaxBackward};
 use crate::autograd::{Saved, is_grad_enabled};
 use crate::error::Result;
 use crate::graph::dtype::F32;
@@ -19,53 +19,49 @@ impl Tensor {
     /// `exp(x) / sum(exp(x))` along a dimension, without overflow (`torch.softmax`).
     #[track_caller]
     pub fn softmax(&self, dim: i64) -> Tensor {
-        Tensor::from_result(softmax(self, dim, Form::Softmax, Location::caller()))
+        Tensor::from_result(softmax(self, dim, false, Location::caller()))
     }
 
     /// The logarithm of [`softmax`](Tensor::softmax), more accurate than the two in turn (`torch.log_softmax`).
     #[track_caller]
     pub fn log_softmax(&self, dim: i64) -> Tensor {
-        Tensor::from_result(softmax(self, dim, Form::LogSoftmax, Location::caller()))
+        Tensor::from_result(softmax(self, dim, true, Location::caller()))
     }
 }
 
-fn softmax(t: &Tensor, dim: i64, form: Form, caller: Caller) -> Result<Tensor> {
+fn softmax(t: &Tensor, dim: i64, log: bool, caller: Caller) -> Result<Tensor> {
     first_error([t])?;
-    let (op, name) = match form {
-        Form::Softmax => ("softmax", "SoftmaxBackward0"),
-        Form::LogSoftmax => ("log_softmax", "LogSoftmaxBackward0"),
-    };
+    let (op, name) =
+        if log { ("log_softmax", "LogSoftmaxBackward0") } else { ("softmax", "SoftmaxBackward0") };
     let d = dims::dim(dim, t.dim(), op, caller)?;
     let t = if t.dtype().is_float() { t.clone() } else { to_dtype(t, F32, caller) };
     if t.dim() == 0 {
-        return Ok(softmax(&t.reshape(1), 0, form, caller)?.reshape(()));
+        return Ok(softmax(&t.reshape(1), 0, log, caller)?.reshape(()));
     }
     let rows = Rows::of(&t, d);
-    let out = rows.record(&[&t], Arc::new(Softmax { form }), caller);
+    let out = rows.record(&[&t], Arc::new(Softmax { log }), caller);
     link(&out, name, &[&t], caller, || {
         let y = Saved::output(&out);
         Box::new(move |f, g| {
             let y = y.unpack(f);
-            smallvec![Some(if is_grad_enabled() { formula(&y, g, d as i64, form) } else { fused(&y, g, d, form, caller) })]
+            smallvec![Some(if is_grad_enabled() { formula(&y, g, d as i64, log) } else { fused(&y, g, d, log, caller) })]
         })
     });
     Ok(out)
 }
 
 /// The gradient in tensor ops, for gradients of gradients.
-fn formula(y: &Tensor, g: &Tensor, d: i64, form: Form) -> Tensor {
-    match form {
-        Form::Softmax => {
-            let gy = g.mul(y);
-            gy.sub(y.mul(gy.sum_dim(d, true)))
-        }
-        Form::LogSoftmax => g.sub(y.exp().mul(g.sum_dim(d, true))),
+fn formula(y: &Tensor, g: &Tensor, d: i64, log: bool) -> Tensor {
+    if log {
+        return g.sub(y.exp().mul(g.sum_dim(d, true)));
     }
+    let gy = g.mul(y);
+    gy.sub(y.mul(gy.sum_dim(d, true)))
 }
 
 /// The same in one kernel.
-fn fused(y: &Tensor, g: &Tensor, d: usize, form: Form, caller: Caller) -> Tensor {
-    Rows::of(y, d).record(&[y, g], Arc::new(SoftmaxBackward { form }), caller)
+fn fused(y: &Tensor, g: &Tensor, d: usize, log: bool, caller: Caller) -> Tensor {
+    Rows::of(y, d).record(&[g, y], Arc::new(SoftmaxBackward { log }), caller)
 }
 
 /// A tensor seen as `[outer, n, inner]`, n being the dimension in question.

@@ -115,7 +115,10 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     });
 
     let limits = device.limits();
-    let info = AdapterInfo { name: info.name.clone(), class: class(&info), limits, features };
+    let uniform = info.subgroup_min_size == info.subgroup_max_size;
+    let subgroup_size =
+        (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
+    let info = AdapterInfo { name: info.name.clone(), class: class(&info), limits, features, subgroup_size };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.

@@ -9,11 +9,12 @@ const MAX_INVOCATIONS: u32 = 256;
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 const MAX_STORAGE_BUFFERS: usize = 8;
 
-/// Parses, validates and lints.
-pub fn check(path: &str, wgsl: &str) -> Result<Module, String> {
+/// Parses, validates and lints. Only variants for adapters that have subgroups may use them.
+pub fn check(path: &str, wgsl: &str, subgroups: bool) -> Result<Module, String> {
+    use naga::valid::Capabilities;
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let flags = naga::valid::ValidationFlags::all();
-    let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::empty())
+    let info = naga::valid::Validator::new(flags, if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() })
         .validate(&module)
         .map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let fault = |what: String| Err(format!("{path}: {what}"));
@@ -259,6 +260,12 @@ pub fn params(path: &str, module: &Module) -> Result<Option<Vec<Field>>, String>
         let ty = match inner {
             TypeInner::Scalar(s) => of(s)?.to_string(),
             TypeInner::Vector { size, scalar } => format!("[{}; {}]", of(scalar)?, vector_len(*size)),
+            TypeInner::Array { base, size: naga::ArraySize::Constant(n), .. } => {
+                match &module.types[*base].inner {
+                    TypeInner::Vector { size: VectorSize::Quad, scalar } => format!("[[{}; 4]; {n}]", of(scalar)?),
+                    _ => return Err(format!("{path}: params.{name} must be of vec4s")),
+                }
+            }
             _ => return Err(format!("{path}: the type of params.{name} has no Rust twin")),
         };
         if member.offset != end {

@@ -47,6 +47,8 @@ pub struct AdapterInfo {
     pub class: AdapterClass,
     pub limits: wgpu::Limits,
     pub features: wgpu::Features,
+    /// Invocations in a subgroup, where shaders may use subgroups and all have one size.
+    pub subgroup_size: Option<u32>,
 }
 
 /// One dispatch of a hand-written shader from `shaders/`.

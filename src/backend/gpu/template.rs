@@ -1,8 +1,9 @@
 //! The preprocessor of `shaders/*.wgsl`. `build.rs` uses this file to validate every variant, the backend to
 //! expand the one it runs, so it knows nothing but text.
 //!
-//! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#epilogue`, `#status`;
-//! `${NAME}` in any other line is replaced by a define. Shared functions are written once in terms of `F`, `I`,
+//! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#epilogue`, `#status`,
+//! and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `${NAME}` in any other
+//! line is replaced by a define. Shared functions are written once in terms of `F`, `I`,
 //! `U` and `B`. They come in a scalar form under their own name and in a 4-vector form, `name4`; only what the
 //! text mentions is linked in.
 
@@ -19,54 +20,109 @@ pub struct Fill<'a> {
 
 /// Expands a template to WGSL.
 pub fn expand(text: &str, library: &Library, fill: &Fill) -> Result<String, String> {
-    let defined = |name: &str| fill.defines.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str());
-    let mut out = String::with_capacity(text.len() * 2);
-    let mut imports = vec![];
-    // One entry for each open `#if`: whether its lines count, and whether an enclosing one's do.
-    let mut open: Vec<(bool, bool)> = vec![];
-    for (number, line) in text.lines().enumerate() {
-        let fault = |what: String| format!("line {}: {what}: {}", number + 1, line.trim());
-        let active = open.last().is_none_or(|&(here, outer)| here && outer);
-        let trimmed = line.trim_start();
-        if trimmed.starts_with("//!") {
-            continue;
-        }
-        let Some(directive) = trimmed.strip_prefix('#') else {
-            if active {
-                substitute(line, &defined, &mut out).map_err(fault)?;
-            }
-            out.push('\n');
-            continue;
-        };
-        let (word, rest) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
-        let rest = rest.split("//").next().unwrap_or("").trim();
-        match word {
-            "if" => open.push((defined(rest).is_some_and(|v| v != "0"), active)),
-            "else" => match open.last_mut() {
-                Some((here, _)) => *here = !*here,
-                None => return Err(fault("#else without #if".into())),
-            },
-            "endif" => {
-                if open.pop().is_none() {
-                    return Err(fault("#endif without #if".into()));
-                }
-            }
-            _ if !active => {}
-            "import" if library.has_file(rest) => imports.push(rest.to_string()),
-            "import" => return Err(fault("no such file in shaders/shared".into())),
-            "epilogue" => out.push_str(fill.epilogue),
-            "status" => out.push_str(fill.status),
-            _ => return Err(fault("unknown directive".into())),
-        }
-        out.push('\n');
-    }
-    if !open.is_empty() {
-        return Err("an #if is not closed".into());
-    }
+    let mut expander = Expander { library, fill, out: String::with_capacity(text.len() * 2), imports: vec![] };
+    let lines: Vec<(usize, &str)> = text.lines().enumerate().collect();
+    expander.block(&lines, &mut vec![])?;
     // The epilogue is generated, and may call what the template does not import.
-    let shared = library.link(&[(&out, Some(&imports)), (fill.epilogue, None)]);
-    out.push_str(&shared);
-    Ok(out)
+    let shared = library.link(&[(&expander.out, Some(&expander.imports)), (fill.epilogue, None)]);
+    Ok(expander.out + &shared)
+}
+
+struct Expander<'a> {
+    library: &'a Library,
+    fill: &'a Fill<'a>,
+    out: String,
+    imports: Vec<String>,
+}
+
+impl Expander<'_> {
+    /// Expands numbered lines, in which the counters of the loops around them are defined.
+    fn block(&mut self, lines: &[(usize, &str)], counters: &mut Vec<(String, String)>) -> Result<(), String> {
+        // One entry for each open `#if`: whether its lines count, and whether an enclosing one's do.
+        let mut open: Vec<(bool, bool)> = vec![];
+        let mut at = 0;
+        while let Some(&(number, line)) = lines.get(at) {
+            at += 1;
+            let fault = |what: String| format!("line {}: {what}: {}", number + 1, line.trim());
+            let defined = |name: &str| {
+                let counter = counters.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+                counter.or_else(|| self.fill.defines.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()))
+            };
+            let active = open.last().is_none_or(|&(here, outer)| here && outer);
+            let trimmed = line.trim_start();
+            if trimmed.starts_with("//!") {
+                continue;
+            }
+            let Some(directive) = trimmed.strip_prefix('#') else {
+                if active {
+                    substitute(line, &defined, &mut self.out).map_err(fault)?;
+                }
+                self.out.push('\n');
+                continue;
+            };
+            let (word, rest) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+            let rest = rest.split("//").next().unwrap_or("").trim();
+            match word {
+                "if" => open.push((defined(rest).is_some_and(|v| v != "0"), active)),
+                "else" => match open.last_mut() {
+                    Some((here, _)) => *here = !*here,
+                    None => return Err(fault("#else without #if".into())),
+                },
+                "endif" => {
+                    if open.pop().is_none() {
+                        return Err(fault("#endif without #if".into()));
+                    }
+                }
+                "for" => {
+                    let body = &lines[at..];
+                    let len = end_of_loop(body).ok_or_else(|| fault("#for without #end".into()))?;
+                    at += len + 1;
+                    if active {
+                        let mut head = String::new();
+                        substitute(rest, &defined, &mut head).map_err(fault)?;
+                        let (name, range) =
+                            parse_loop(&head).ok_or_else(|| fault("not a #for NAME in A..B".into()))?;
+                        for i in range {
+                            counters.push((name.to_string(), i.to_string()));
+                            self.block(&body[..len], counters)?;
+                            counters.pop();
+                        }
+                    }
+                    continue;
+                }
+                _ if !active => {}
+                "import" if self.library.has_file(rest) => self.imports.push(rest.to_string()),
+                "import" => return Err(fault("no such file in shaders/shared".into())),
+                "epilogue" => self.out.push_str(self.fill.epilogue),
+                "status" => self.out.push_str(self.fill.status),
+                _ => return Err(fault("unknown directive".into())),
+            }
+            self.out.push('\n');
+        }
+        if open.is_empty() { Ok(()) } else { Err("an #if is not closed".into()) }
+    }
+}
+
+/// How many lines come before the `#end` of the loop that these lines are in.
+fn end_of_loop(lines: &[(usize, &str)]) -> Option<usize> {
+    let mut depth = 0;
+    lines.iter().position(|(_, line)| {
+        match line.split_whitespace().next() {
+            Some("#for") => depth += 1,
+            Some("#end") => depth -= 1,
+            _ => {}
+        }
+        depth < 0
+    })
+}
+
+/// `NAME in A..B`, where B may be a quotient.
+fn parse_loop(head: &str) -> Option<(&str, std::ops::Range<u32>)> {
+    let (name, range) = head.split_once(" in ")?;
+    let (from, to) = range.split_once("..")?;
+    let (to, by) = to.split_once('/').unwrap_or((to, "1"));
+    let number = |s: &str| s.trim().parse::<u32>().ok();
+    Some((name.trim(), number(from)?..number(to)?.checked_div(number(by)?)?))
 }
 
 fn substitute<'a>(

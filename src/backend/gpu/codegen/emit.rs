@@ -160,7 +160,7 @@ impl<'a> Printer<'a> {
                     registers.push(anchor.to_string());
                     continue;
                 }
-                Inst::Op { op, operand, result, args } => self.library.widen(op.wgsl, wide, |word| {
+                Inst::Op { op, operand, result, args } => self.library.widen(op.expression(*operand), wide, |word| {
                     Some(match word {
                         "T" => register_type(*operand, wide).to_string(),
                         "R" => register_type(*result, wide).to_string(),

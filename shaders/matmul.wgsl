@@ -1,0 +1,494 @@
+// out[z, i, j] = sum over l of a[z, i, l] * b[z, l, j], whatever the strides of a and b.
+//
+// Five kernels: LANES for software adapters, TILES for GPUs, DOT and AXPY for n = 1, ANY for integers. Operands
+// are read four elements at a time along the dimension in which they are contiguous, where offsets, strides and
+// sizes allow it. The product may be computed transposed, with a and b exchanged.
+//
+// A_AT, B_AT: bindings. A_VEC, B_VEC: read vec4s; A_BY_ROW: a's vec4s lie along its rows (the dimension m), not
+// along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
+// dimensions. VEC4: the output is stored in vec4s.
+//! variant lanes, subgroups, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=32 LOADS=4 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant lanes, subgroups, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
+//! variant lanes, subgroups, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
+//! variant lanes, subgroups, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
+//! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant tiles, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
+//! variant tiles, m and k contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
+//! variant tiles, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant dot products, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
+//! variant dot products: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=1 VEC4=0
+//! variant columns times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1
+//! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
+//! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
+//! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    // Workgroups' tiles: along n, along m, and in all batches together.
+    tiles_n: u32,
+    tiles_m: u32,
+    tiles: u32,
+    // Offset, and strides along (m, k) and (k, n).
+    a_offset: u32,
+    a_m: u32,
+    a_k: u32,
+    b_offset: u32,
+    b_k: u32,
+    b_n: u32,
+    // Of the first element stored, and strides along m and n. (The product may be computed transposed.)
+    out_offset: u32,
+    out_m: u32,
+    out_n: u32,
+    batch_rank: u32,
+    // Sizes and strides of a and b of each batch dimension.
+    batch: array<vec4<u32>, 8>,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+#if A_VEC
+@group(0) @binding(${A_AT}) var<storage, read> a: array<vec4<${T}>>;
+#else
+@group(0) @binding(${A_AT}) var<storage, read> a: array<${T}>;
+#endif
+#if B_VEC
+@group(0) @binding(${B_AT}) var<storage, read> b: array<vec4<${T}>>;
+#else
+@group(0) @binding(${B_AT}) var<storage, read> b: array<${T}>;
+#endif
+#epilogue
+
+// The first element of a batch in a, b and the output.
+struct Place {
+    a: u32,
+    b: u32,
+    out: u32,
+}
+
+// `n`, as a loop's bound. Where a bound is nothing but a uniform, some software drivers compile the kernel anew
+// for each value at each dispatch; so an always-zero bit that is not uniform is mixed in.
+fn bound(n: u32, tile: u32) -> u32 {
+    return n + (tile >> 31u);
+}
+
+fn place(batch: u32) -> Place {
+    var at = Place(params.a_offset, params.b_offset, params.out_offset + batch * params.m * params.n);
+#if BATCHED
+    var rest = batch;
+    for (var d = bound(params.batch_rank, batch); d > 0u; d--) {
+        let dim = params.batch[d - 1u];
+        at.a += rest % dim.x * dim.y;
+        at.b += rest % dim.x * dim.z;
+        rest /= dim.x;
+    }
+#endif
+    return at;
+}
+
+// The number of this workgroup in a grid that is folded because each of its dimensions is limited.
+fn tile_of(group: vec3<u32>, grid: vec3<u32>) -> u32 {
+    return (group.z * grid.y + group.y) * grid.x + group.x;
+}
+
+// Loops end after this many elements of k, because some software drivers end every loop after 65,535 turns.
+const K_BLOCK = 131072u;
+
+#if ANY
+#else
+// Four elements of a: along its rows from `row`, at k, or along k, of `row`. Past the edges come other rows'
+// elements, and zeros past k.
+fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
+#if A_VEC
+#if A_BY_ROW
+    let at = base + min(row, params.m - 4u);
+#if K_TAIL
+    return select(vec4<f32>(), a[(at + min(k, params.k - 1u) * params.a_k) / 4u], k < params.k);
+#else
+    return a[(at + k * params.a_k) / 4u];
+#endif
+#else
+    return a[(base + min(row, params.m - 1u) * params.a_m + k) / 4u];
+#endif
+#else
+    let at = base + min(row, params.m - 1u) * params.a_m;
+#if K_TAIL
+    let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
+    let i = at + min(l, vec4<u32>(params.k - 1u)) * params.a_k;
+    return select(vec4<f32>(), vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]), l < vec4<u32>(params.k));
+#else
+    let i = at + (vec4<u32>(0u, 1u, 2u, 3u) + k) * params.a_k;
+    return vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]);
+#endif
+#endif
+}
+
+#if B_VEC
+// Four elements of b along the contiguous dimension.
+fn load_b(base: u32, k: u32, col: u32) -> vec4<f32> {
+#if B_BY_COL
+    let at = base + min(col, params.n - 4u);
+#if K_TAIL
+    return select(vec4<f32>(), b[(at + min(k, params.k - 1u) * params.b_k) / 4u], k < params.k);
+#else
+    return b[(at + k * params.b_k) / 4u];
+#endif
+#else
+    return b[(base + min(col, params.n - 1u) * params.b_n + k) / 4u];
+#endif
+}
+#else
+// Four elements of b along n.
+fn load_b(base: u32, k: u32, col: u32) -> vec4<f32> {
+    let cols = min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(params.n - 1u));
+    let i = base + min(k, params.k - 1u) * params.b_k + cols * params.b_n;
+    let v = vec4<f32>(b[i.x], b[i.y], b[i.z], b[i.w]);
+#if K_TAIL
+    return select(vec4<f32>(), v, k < params.k);
+#else
+    return v;
+#endif
+}
+#endif
+#endif
+
+#if LANES
+// Each of 8 invocations computes ROWS rows of 4 columns, side by side. What it costs on a CPU's SIMD lanes is
+// loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each.
+
+@compute @workgroup_size(8)
+fn lanes(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+#if SUBGROUP
+    @builtin(subgroup_invocation_id) lane: u32,
+#else
+    @builtin(local_invocation_index) lane: u32,
+#endif
+) {
+    let tile = tile_of(group, grid);
+    if tile >= params.tiles {
+        return;
+    }
+    let at = place(tile / (params.tiles_n * params.tiles_m));
+    let row = tile / params.tiles_n % params.tiles_m * ${ROWS}u;
+    let col = tile % params.tiles_n * 32u + lane * 4u;
+    var acc: array<vec4<f32>, ${ROWS}>;
+    let depth = bound(params.k, tile);
+    for (var begin = 0u; begin < depth; begin += K_BLOCK) {
+        let end = min(begin + K_BLOCK, depth);
+        for (var k = begin; k < end; k += 4u) {
+            var x: array<vec4<f32>, ${LOADS}>;
+#for i in 0..${LOADS}
+#if SUBGROUP
+#if A_BY_ROW
+            // Lane and load number the 4-row pieces of the tile, k by k.
+            x[${i}] = load_a(at.a, row + (lane + ${i}u * 8u) % (${ROWS}u / 4u) * 4u, k + (lane + ${i}u * 8u) / (${ROWS}u / 4u));
+#else
+            x[${i}] = load_a(at.a, row + ${i}u * 8u + lane, k);
+#endif
+#else
+#if A_BY_ROW
+            x[${i}] = load_a(at.a, row + ${i}u % (${ROWS}u / 4u) * 4u, k + ${i}u / (${ROWS}u / 4u));
+#else
+            x[${i}] = load_a(at.a, row + ${i}u, k);
+#endif
+#endif
+#end
+#if B_BY_COL
+#for q in 0..4
+            let y${q} = load_b(at.b, k + ${q}u, col);
+#end
+#else
+#for q in 0..4
+            let t${q} = load_b(at.b, k, col + ${q}u);
+#end
+#for q in 0..4
+            let y${q} = vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]);
+#end
+#endif
+#if A_BY_ROW
+#for q in 0..4
+#for piece in 0..${ROWS}/4
+            {
+#if SUBGROUP
+                let e = subgroupBroadcast(x[(${q}u * (${ROWS}u / 4u) + ${piece}u) / 8u], (${q}u * (${ROWS}u / 4u) + ${piece}u) % 8u);
+#else
+                let e = x[${q}u * (${ROWS}u / 4u) + ${piece}u];
+#endif
+#for r in 0..4
+                acc[${piece}u * 4u + ${r}u] = fma(vec4<f32>(e[${r}]), y${q}, acc[${piece}u * 4u + ${r}u]);
+#end
+            }
+#end
+#end
+#else
+#for r in 0..${ROWS}
+            {
+#if SUBGROUP
+                let e = subgroupBroadcast(x[${r}u / 8u], ${r}u % 8u);
+#else
+                let e = x[${r}];
+#endif
+                var s = acc[${r}];
+#for q in 0..4
+                s = fma(vec4<f32>(e[${q}]), y${q}, s);
+#end
+                acc[${r}] = s;
+            }
+#end
+#endif
+        }
+    }
+    let rows = min(${ROWS}u, params.m - row);
+    for (var r = 0u; r < rows; r++) {
+        // Indexing acc at run time would force it to memory, and storing row by row would be much code.
+        var v = acc[0];
+#for i in 1..${ROWS}
+        v = select(v, acc[${i}], r == ${i}u);
+#end
+        let i = at.out + (row + r) * params.out_m + col * params.out_n;
+#if VEC4
+        if col < params.n {
+            store4(i / 4u, v);
+        }
+#else
+        for (var c = 0u; c < min(4u, max(params.n, col) - col); c++) {
+            store(i + c * params.out_n, v[c]);
+        }
+#endif
+    }
+}
+#endif
+
+#if TILES
+// 64 invocations share tiles of a and b, 16 deep, and each computes PIECES x PIECES blocks of 4 x 4.
+
+// In both tiles the first index is k, and vec4s lie along m and n: 8 * PIECES of them.
+var<workgroup> tile_a: array<vec4<f32>, 128 * ${PIECES}>;
+var<workgroup> tile_b: array<vec4<f32>, 128 * ${PIECES}>;
+
+@compute @workgroup_size(64)
+fn tiles(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
+    if tile >= params.tiles {
+        return;
+    }
+    let at = place(tile / (params.tiles_n * params.tiles_m));
+    let row = tile / params.tiles_n % params.tiles_m * (32u * ${PIECES}u);
+    let col = tile % params.tiles_n * (32u * ${PIECES}u);
+    let across = index % 8u;
+    let down = index / 8u;
+    const WIDE = 8u * ${PIECES}u;
+    var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
+    let depth = params.k + (tile >> 31u); // as bound() does, but seen to be uniform
+    for (var begin = 0u; begin < depth; begin += K_BLOCK) {
+        let end = min(begin + K_BLOCK, depth);
+        for (var k = begin; k < end; k += 16u) {
+            // Blocks of 4 x 4; 32 * PIECES of them in each tile. Invocations side by side read along the
+            // dimension that is contiguous. Depths past k are read as zeros.
+            if index < 32u * ${PIECES}u {
+#if A_BY_ROW
+                let m4 = index % WIDE;
+                let l = index / WIDE * 4u;
+#for q in 0..4
+                tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), load_a(at.a, row + m4 * 4u, min(k + l + ${q}u, params.k - 1u)), k + l + ${q}u < params.k);
+#end
+#else
+                let m4 = index / 4u;
+                let l = index % 4u * 4u;
+                let inside = k + l < params.k;
+                let start = select(0u, k + l, inside);
+#for q in 0..4
+                let u${q} = load_a(at.a, row + m4 * 4u + ${q}u, start);
+#end
+#for q in 0..4
+                tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), vec4<f32>(u0[${q}], u1[${q}], u2[${q}], u3[${q}]), inside);
+#end
+#endif
+            }
+            if index < 32u * ${PIECES}u {
+#if B_BY_COL
+                let n4 = index % WIDE;
+                let l = index / WIDE * 4u;
+#for q in 0..4
+                tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), load_b(at.b, min(k + l + ${q}u, params.k - 1u), col + n4 * 4u), k + l + ${q}u < params.k);
+#end
+#else
+                let n4 = index / 4u;
+                let l = index % 4u * 4u;
+                let inside = k + l < params.k;
+                let start = select(0u, k + l, inside);
+#for q in 0..4
+                let t${q} = load_b(at.b, start, col + n4 * 4u + ${q}u);
+#end
+#for q in 0..4
+                tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]), inside);
+#end
+#endif
+            }
+            workgroupBarrier();
+            for (var l = 0u; l < 16u; l++) {
+#for p in 0..${PIECES}
+                let x${p} = tile_a[l * WIDE + down + 8u * ${p}u];
+                let y${p} = tile_b[l * WIDE + across + 8u * ${p}u];
+#end
+#for p in 0..${PIECES}
+#for r in 0..4
+#for q in 0..${PIECES}
+                acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+#end
+#end
+#end
+            }
+            workgroupBarrier();
+        }
+    }
+#for p in 0..${PIECES}
+#for r in 0..4
+#for q in 0..${PIECES}
+    keep(at.out, row + (down + 8u * ${p}u) * 4u + ${r}u, col + (across + 8u * ${q}u) * 4u, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+#end
+#end
+#end
+}
+
+// Stores four elements of a row, as far as they are in the output.
+fn keep(out: u32, row: u32, col: u32, v: vec4<f32>) {
+    if row < params.m && col < params.n {
+        let i = out + row * params.out_m + col * params.out_n;
+#if VEC4
+        store4(i / 4u, v);
+#else
+        for (var c = 0u; c < min(4u, params.n - col); c++) {
+            store(i + c * params.out_n, v[c]);
+        }
+#endif
+    }
+}
+#endif
+
+#if COLUMN
+// Four elements of b's only column, from k.
+fn load_column(base: u32, k: u32) -> vec4<f32> {
+#if B_VEC
+    return b[(base + k) / 4u];
+#else
+    let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
+    let i = base + min(l, vec4<u32>(params.k - 1u)) * params.b_k;
+    return select(vec4<f32>(), vec4<f32>(b[i.x], b[i.y], b[i.z], b[i.w]), l < vec4<u32>(params.k));
+#endif
+}
+#endif
+
+#if DOT
+// A workgroup for each element of the output, its invocations side by side along k. b is one column.
+var<workgroup> partial: array<f32, 64>;
+
+@compute @workgroup_size(64)
+fn dot_products(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
+    if tile >= params.tiles {
+        return;
+    }
+    let at = place(tile / params.m);
+    let row = tile % params.m;
+    var sum = vec4<f32>();
+    let depth = bound(params.k, tile);
+    for (var begin = 0u; begin < depth; begin += 64u * K_BLOCK) {
+        let end = min(begin + 64u * K_BLOCK, depth);
+        for (var k = begin + index * 4u; k < end; k += 256u) {
+            sum = fma(load_a(at.a, row, k), load_column(at.b, k), sum);
+        }
+    }
+    partial[index] = (sum.x + sum.y) + (sum.z + sum.w);
+    workgroupBarrier();
+    for (var half = 32u; half > 0u; half /= 2u) {
+        if index < half {
+            partial[index] += partial[index + half];
+        }
+        workgroupBarrier();
+    }
+    if index == 0u {
+        store(at.out + row * params.out_m, partial[0]);
+    }
+}
+#endif
+
+#if AXPY
+// An invocation for each element of the output, or for four where a's vec4s lie along its rows. b is one column.
+@compute @workgroup_size(64)
+fn axpy(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let tile = tile_of(group, grid);
+    if tile >= params.tiles {
+        return;
+    }
+    let at = place(tile / params.tiles_m);
+    var sum = vec4<f32>();
+    let depth = bound(params.k, tile);
+#if A_BY_ROW
+    let row = (tile % params.tiles_m * 64u + index) * 4u;
+    if row >= params.m {
+        return;
+    }
+    for (var begin = 0u; begin < depth; begin += 32768u) {
+        let end = min(begin + 32768u, depth);
+        for (var k = begin; k < end; k++) {
+            sum = fma(load_a(at.a, row, k), vec4<f32>(b[at.b + k * params.b_k]), sum);
+        }
+    }
+    store4((at.out + row) / 4u, sum);
+#else
+    let row = tile % params.tiles_m * 64u + index;
+    if row >= params.m {
+        return;
+    }
+    for (var begin = 0u; begin < depth; begin += K_BLOCK) {
+        let end = min(begin + K_BLOCK, depth);
+        for (var k = begin; k < end; k += 4u) {
+            sum = fma(load_a(at.a, row, k), load_column(at.b, k), sum);
+        }
+    }
+    store(at.out + row * params.out_m, (sum.x + sum.y) + (sum.z + sum.w));
+#endif
+}
+#endif
+
+#if ANY
+@compute @workgroup_size(64)
+fn any_strides(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let i = tile_of(group, grid) * 64u + index;
+    if i >= params.tiles {
+        return;
+    }
+    let at = place(i / (params.m * params.n));
+    let x = at.a + i / params.n % params.m * params.a_m;
+    let y = at.b + i % params.n * params.b_n;
+    var sum = ${T}();
+    let depth = bound(params.k, i);
+    for (var begin = 0u; begin < depth; begin += 32768u) {
+        let end = min(begin + 32768u, depth);
+        for (var k = begin; k < end; k++) {
+            sum += a[x + k * params.a_k] * b[y + k * params.b_k];
+        }
+    }
+    store(params.out_offset + i, sum);
+}
+#endif

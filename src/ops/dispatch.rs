@@ -1,0 +1,41 @@
+//! What the hand-written kernels' dispatches have in common.
+
+use crate::graph::dtype::DType;
+
+/// The largest grid that every adapter takes, per dimension.
+const MAX_WORKGROUPS: usize = 65_535;
+
+/// A grid of at least `groups` workgroups, which number themselves `(z * grid.y + y) * grid.x + x`.
+pub(crate) fn fold_grid(groups: usize) -> [u32; 3] {
+    let z = groups.div_ceil(MAX_WORKGROUPS * MAX_WORKGROUPS);
+    let y = groups.div_ceil(MAX_WORKGROUPS * z).min(MAX_WORKGROUPS);
+    [groups.div_ceil(y * z) as u32, y as u32, z as u32]
+}
+
+/// A dtype's type in registers.
+pub(crate) fn wgsl_type(dtype: DType) -> &'static str {
+    match dtype {
+        DType::Bool => "bool",
+        DType::U32 => "u32",
+        DType::I32 => "i32",
+        DType::F32 => "f32",
+        // There is no such type; a kernel that asks for it fails to compile, with a message.
+        DType::F64 => "f64",
+    }
+}
+
+/// A template's switches and values.
+#[derive(Clone, Default)]
+pub(crate) struct Defines(pub Vec<(&'static str, String)>);
+
+impl Defines {
+    pub fn flag(mut self, name: &'static str, on: bool) -> Defines {
+        self.0.push((name, u8::from(on).to_string()));
+        self
+    }
+
+    pub fn value(mut self, name: &'static str, value: impl ToString) -> Defines {
+        self.0.push((name, value.to_string()));
+        self
+    }
+}

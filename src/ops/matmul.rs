@@ -1,0 +1,340 @@
+//! Matrix products.
+
+use crate::backend::cpu::gemm;
+use crate::backend::cpu::number::Num;
+#[cfg(feature = "gpu")]
+use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul as shader};
+use crate::graph::dtype::DType;
+use crate::graph::kernel::{Structured, StructuredOp};
+use crate::graph::layout::{Dims, Layout, collapse};
+#[cfg(feature = "gpu")]
+use crate::ops::dispatch::{Defines, fold_grid, wgsl_type};
+
+/// `[batch…, m, k] · [batch…, k, n] -> [batch…, m, n]`. The batch dimensions of both inputs are equal (broadcast
+/// ones have stride 0); any strides will do.
+#[derive(Debug)]
+pub(crate) struct Matmul;
+
+impl StructuredOp for Matmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn key(&self) -> Vec<u64> {
+        vec![]
+    }
+
+    fn fuses_epilogue(&self) -> bool {
+        true
+    }
+
+    fn flops(&self, call: &Structured) -> u64 {
+        Problem::new(call).flops()
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+        let problem = Problem::new(call);
+        let chosen = VARIANTS.iter().find(|v| (v.fits)(&problem, call.out_dtype, adapter));
+        chosen.map_or_else(Vec::new, |v| v.calls(problem, call.out_dtype))
+    }
+
+    fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
+        let problem = Problem::new(call);
+        match call.out_dtype {
+            DType::F32 => problem.run::<f32>(inputs, out),
+            DType::F64 => problem.run::<f64>(inputs, out),
+            DType::I32 => problem.run::<i32>(inputs, out),
+            DType::U32 => problem.run::<u32>(inputs, out),
+            DType::Bool => return Err("is not defined for bool".into()),
+        }
+        Ok(())
+    }
+}
+
+/// A product as the kernels see it.
+#[derive(Clone, Debug)]
+struct Problem {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// The operands: `[m, k]` and `[k, n]`.
+    a: Operand,
+    b: Operand,
+    /// Whether `b` is the first input, as this is the transposed product.
+    exchanged: bool,
+    batch: Dims,
+}
+
+#[derive(Clone, Debug)]
+struct Operand {
+    offset: usize,
+    rows: usize,
+    columns: usize,
+    batch: Dims,
+}
+
+impl Operand {
+    fn new(layout: &Layout) -> Operand {
+        let batch = layout.rank() - 2;
+        // The stride of a dimension of size 1 is never used; 0 is aligned to everything.
+        let stride = |d: usize| if layout.shape[d] == 1 { 0 } else { layout.strides[d] };
+        Operand {
+            offset: layout.offset,
+            rows: stride(batch),
+            columns: stride(batch + 1),
+            batch: Dims::from_slice(&layout.strides[..batch]),
+        }
+    }
+
+    fn transposed(self) -> Operand {
+        Operand { rows: self.columns, columns: self.rows, ..self }
+    }
+
+    /// Whether four elements at a time may be read along a dimension of this size and stride, whatever the
+    /// place along the `other` dimension.
+    fn aligned(&self, size: usize, stride: usize, other: usize) -> bool {
+        let four = |n: &usize| n.is_multiple_of(4);
+        stride == 1 && four(&size) && four(&other) && four(&self.offset) && self.batch.iter().all(|s| four(s))
+    }
+}
+
+impl Problem {
+    fn new(call: &Structured) -> Problem {
+        let [(_, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
+        let rank = a.rank();
+        let mut problem = Problem {
+            m: a.shape[rank - 2],
+            n: b.shape[rank - 1],
+            k: a.shape[rank - 1],
+            a: Operand::new(a),
+            b: Operand::new(b),
+            exchanged: false,
+            batch: Dims::new(),
+        };
+        problem.batch = collapse(&a.shape[..rank - 2], &mut [&mut problem.a.batch, &mut problem.b.batch]);
+        problem
+    }
+
+    fn batches(&self) -> usize {
+        self.batch.iter().product()
+    }
+
+    fn flops(&self) -> u64 {
+        [self.m, self.n, self.k, self.batches()].iter().fold(2, |f: u64, &n| f.saturating_mul(n as u64))
+    }
+
+    fn run<T: gemm::Product + bytemuck::Pod + Num>(&self, inputs: &[&[u8]], out: &mut [u8]) {
+        let (a, b) = (bytemuck::cast_slice::<u8, T>(inputs[0]), bytemuck::cast_slice::<u8, T>(inputs[1]));
+        let out = bytemuck::cast_slice_mut::<u8, T>(out);
+        if out.is_empty() {
+            return;
+        }
+        for (i, out) in out.chunks_exact_mut(self.m * self.n).enumerate() {
+            let (mut rest, mut from_a, mut from_b) = (i, self.a.offset, self.b.offset);
+            for d in (0..self.batch.len()).rev() {
+                from_a += rest % self.batch[d] * self.a.batch[d];
+                from_b += rest % self.batch[d] * self.b.batch[d];
+                rest /= self.batch[d];
+            }
+            let (a, b) = (a.get(from_a..).unwrap_or(&[]), b.get(from_b..).unwrap_or(&[]));
+            let (a_strides, b_strides) = ([self.a.rows, self.a.columns], [self.b.rows, self.b.columns]);
+            gemm::matmul(self.m, self.n, self.k, a, a_strides, b, b_strides, out);
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Problem {
+    /// The transposed product: `bᵀ · aᵀ`.
+    fn exchange(self) -> Problem {
+        Problem {
+            m: self.n,
+            n: self.m,
+            a: self.b.transposed(),
+            b: self.a.transposed(),
+            exchanged: !self.exchanged,
+            ..self
+        }
+    }
+
+    /// The same with its narrower side along `n`, if that is 1.
+    fn as_column(self) -> Problem {
+        if self.n != 1 && self.m == 1 { self.exchange() } else { self }
+    }
+
+    fn is_vector(&self) -> bool {
+        self.m == 1 || self.n == 1
+    }
+
+    /// How many vector elements the product of a matrix and a vector has.
+    fn outputs(&self) -> usize {
+        self.m * self.n * self.batches()
+    }
+
+    /// Work done in tiles of a size, padding included.
+    fn padded(&self, tile_m: usize, tile_n: usize) -> usize {
+        self.m.next_multiple_of(tile_m) * self.n.next_multiple_of(tile_n)
+    }
+
+    fn tiles(&self, tile_m: usize, tile_n: usize) -> usize {
+        self.m.div_ceil(tile_m) * self.n.div_ceil(tile_n) * self.batches()
+    }
+}
+
+/// A way to compute a product.
+#[cfg(feature = "gpu")]
+struct Variant {
+    kernel: Kernel,
+    fits: fn(&Problem, DType, &AdapterInfo) -> bool,
+}
+
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kernel {
+    /// An invocation per element, in any type.
+    Any,
+    /// A workgroup per element of a vector.
+    Dot,
+    /// An invocation per element of a vector, or per four.
+    Axpy,
+    /// Registers only: 8 invocations share `rows` rows of 32 columns.
+    Lanes { rows: usize, subgroup: bool },
+    /// Workgroup memory: 64 invocations compute tiles of `32 * pieces` squared.
+    Tiles { pieces: usize },
+}
+
+/// The first that fits is taken.
+#[cfg(feature = "gpu")]
+const VARIANTS: &[Variant] = &{
+    use Kernel::{Any, Axpy, Dot, Lanes, Tiles};
+    const fn row(kernel: Kernel, fits: fn(&Problem, DType, &AdapterInfo) -> bool) -> Variant {
+        Variant { kernel, fits }
+    }
+    fn software(adapter: &AdapterInfo) -> bool {
+        adapter.class == AdapterClass::Software
+    }
+    [
+        row(Any, |_, dtype, _| dtype != DType::F32),
+        // A software adapter has few threads to fill, and a barrier is dear there.
+        row(Dot, |p, _, adapter| p.is_vector() && p.outputs() < if software(adapter) { 32 } else { 4096 }),
+        row(Axpy, |p, _, _| p.is_vector()),
+        // Larger tiles need fewer loads for the same work, but longer to compile.
+        row(Lanes { rows: 32, subgroup: true }, |p, _, adapter| {
+            software(adapter) && adapter.subgroup_size == Some(8) && p.flops() >= 1 << 25 && p.tiles(32, 32) >= 16
+        }),
+        row(Lanes { rows: 16, subgroup: true }, |_, _, adapter| {
+            software(adapter) && adapter.subgroup_size == Some(8)
+        }),
+        row(Lanes { rows: 8, subgroup: false }, |_, _, adapter| software(adapter)),
+        row(Tiles { pieces: 2 }, |p, _, _| p.tiles(64, 64) >= 128),
+        row(Tiles { pieces: 1 }, |_, _, _| true),
+    ]
+};
+
+#[cfg(feature = "gpu")]
+impl Variant {
+    /// The dispatches of this variant.
+    fn calls(&self, problem: Problem, dtype: DType) -> Vec<ShaderCall> {
+        if problem.outputs() == 0 {
+            return vec![];
+        }
+        let p = match self.kernel {
+            Kernel::Dot | Kernel::Axpy => problem.as_column(),
+            // The way round that wastes less on the padding of tiles.
+            Kernel::Lanes { rows, .. } if problem.padded(32, rows) < problem.padded(rows, 32) => problem.exchange(),
+            _ => problem,
+        };
+        let any = self.kernel == Kernel::Any;
+        let a_by_row = p.a.aligned(p.m, p.a.rows, p.a.columns);
+        let a_vec = !any && (a_by_row || p.a.aligned(p.k, p.a.columns, p.a.rows));
+        let a_by_row = a_vec && a_by_row && !p.a.aligned(p.k, p.a.columns, p.a.rows);
+        let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
+        let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows);
+        let column = matches!(self.kernel, Kernel::Dot | Kernel::Axpy);
+        let b_vec = !any && (along_k || (along_n && !column));
+        // (m, n) of the output as this product has them.
+        let (out_m, out_n) = if p.exchanged { (1, p.m) } else { (p.n, 1) };
+        let store4 = match self.kernel {
+            Kernel::Any | Kernel::Dot => false,
+            Kernel::Axpy => a_by_row,
+            Kernel::Lanes { .. } | Kernel::Tiles { .. } => out_n == 1 && p.n.is_multiple_of(4),
+        };
+        let defines = Defines::default()
+            .value("T", wgsl_type(dtype))
+            .value("A_AT", if p.exchanged { 3 } else { 2 })
+            .value("B_AT", if p.exchanged { 2 } else { 3 })
+            .flag("A_VEC", a_vec)
+            .flag("A_BY_ROW", a_by_row)
+            .flag("B_VEC", b_vec)
+            .flag("B_BY_COL", !b_vec || !along_k)
+            .flag("K_TAIL", !p.k.is_multiple_of(4))
+            .flag("VEC4", store4)
+            .flag("BATCHED", !p.batch.is_empty())
+            .flag("COLUMN", column);
+        let (entry, defines, tiles_m, tiles_n) = match self.kernel {
+            Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
+            Kernel::Dot => ("dot_products", defines.flag("DOT", true), p.m, 1),
+            Kernel::Axpy => {
+                let rows = if a_by_row { 256 } else { 64 };
+                ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)
+            }
+            Kernel::Lanes { rows, subgroup } => {
+                let loads = if subgroup { rows / 8 } else { rows };
+                let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup);
+                let defines = defines.value("ROWS", rows).value("LOADS", loads);
+                ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32))
+            }
+            Kernel::Tiles { pieces } => {
+                let side = 32 * pieces;
+                let defines = defines.flag("TILES", true).value("PIECES", pieces);
+                ("tiles", defines, p.m.div_ceil(side), p.n.div_ceil(side))
+            }
+        };
+        let total = tiles_m * tiles_n;
+        let mut params = shader::Params {
+            m: p.m as u32,
+            n: p.n as u32,
+            k: p.k as u32,
+            tiles_n: tiles_n as u32,
+            tiles_m: tiles_m as u32,
+            a_m: p.a.rows as u32,
+            a_k: p.a.columns as u32,
+            b_k: p.b.rows as u32,
+            b_n: p.b.columns as u32,
+            out_m: out_m as u32,
+            out_n: out_n as u32,
+            ..Default::default()
+        };
+        // The kernel walks the innermost batch dimensions; those beyond its table are dispatches of their own.
+        let outer = p.batch.len().saturating_sub(params.batch.len());
+        let inner = &p.batch[outer..];
+        for (d, &size) in inner.iter().enumerate() {
+            params.batch[d] = [size as u32, p.a.batch[outer + d] as u32, p.b.batch[outer + d] as u32, 0];
+        }
+        params.batch_rank = inner.len() as u32;
+        let batches: usize = inner.iter().product();
+        let groups = (total * batches).div_ceil(if any { 64 } else { 1 });
+        params.tiles = (total * batches) as u32;
+        let one = |i: usize| {
+            let (mut rest, mut params) = (i, params);
+            let (mut a_offset, mut b_offset) = (p.a.offset, p.b.offset);
+            for d in (0..outer).rev() {
+                a_offset += rest % p.batch[d] * p.a.batch[d];
+                b_offset += rest % p.batch[d] * p.b.batch[d];
+                rest /= p.batch[d];
+            }
+            params.a_offset = a_offset as u32;
+            params.b_offset = b_offset as u32;
+            params.out_offset = (i * batches * p.m * p.n) as u32;
+            ShaderCall {
+                shader: shader::NAME,
+                entry,
+                defines: defines.0.clone(),
+                params: params.into(),
+                workgroups: fold_grid(groups),
+            }
+        };
+        (0..p.batch[..outer].iter().product()).map(one).collect()
+    }
+}

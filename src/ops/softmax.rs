@@ -1,0 +1,328 @@
+//! Softmax and its logarithm.
+
+use rayon::prelude::*;
+
+use crate::backend::cpu::number::Real;
+use crate::backend::cpu::simd::{Work, vectorized};
+#[cfg(feature = "gpu")]
+use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::softmax as shader};
+use crate::graph::dtype::DType;
+use crate::graph::kernel::{Structured, StructuredOp};
+#[cfg(feature = "gpu")]
+use crate::ops::dispatch::{Defines, fold_grid};
+
+/// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
+#[derive(Debug)]
+pub(crate) struct Softmax {
+    pub log: bool,
+}
+
+/// Its gradient, of the gradient of the result and the result: `(g - sum(g * y)) * y`, and `g - exp(y) * sum(g)`
+/// for the logarithm. Both are contiguous `[outer, n, inner]`.
+#[derive(Debug)]
+pub(crate) struct SoftmaxBackward {
+    pub log: bool,
+}
+
+impl StructuredOp for Softmax {
+    fn name(&self) -> &'static str {
+        if self.log { "log_softmax" } else { "softmax" }
+    }
+
+    fn key(&self) -> Vec<u64> {
+        vec![u64::from(self.log)]
+    }
+
+    fn fuses_epilogue(&self) -> bool {
+        true
+    }
+
+    fn flops(&self, call: &Structured) -> u64 {
+        // A maximum, a subtraction, an exponential, a sum and a division each.
+        5 * call.inputs[0].1.numel() as u64
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+        dispatch(call, self.log, adapter)
+    }
+
+    fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
+        on_dtype(call, self.log, inputs, out)
+    }
+}
+
+impl StructuredOp for SoftmaxBackward {
+    fn name(&self) -> &'static str {
+        if self.log { "log_softmax_backward" } else { "softmax_backward" }
+    }
+
+    fn key(&self) -> Vec<u64> {
+        vec![u64::from(self.log)]
+    }
+
+    fn fuses_epilogue(&self) -> bool {
+        true
+    }
+
+    fn flops(&self, call: &Structured) -> u64 {
+        4 * call.inputs[0].1.numel() as u64
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+        dispatch(call, self.log, adapter)
+    }
+
+    fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
+        on_dtype(call, self.log, inputs, out)
+    }
+}
+
+/// Elements a thread should have at least.
+const WORTH_A_THREAD: usize = 16 << 10;
+
+fn on_dtype(call: &Structured, log: bool, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
+    match call.out_dtype {
+        DType::F32 => run::<f32>(call, log, inputs, out),
+        DType::F64 => run::<f64>(call, log, inputs, out),
+        other => return Err(format!("is not defined for {other}")),
+    }
+    Ok(())
+}
+
+fn run<T: Real + bytemuck::Pod>(call: &Structured, log: bool, inputs: &[&[u8]], out: &mut [u8]) {
+    let &[_, n, inner] = &call.inputs[0].1.shape[..] else { unreachable!("softmax takes [outer, n, inner]") };
+    let out = bytemuck::cast_slice_mut::<u8, T>(out);
+    let slab = n * inner;
+    if out.is_empty() {
+        return;
+    }
+    let input = |i: usize| &bytemuck::cast_slice::<u8, T>(inputs[i])[call.inputs[i].1.offset..][..out_len(call)];
+    let (x, y) = (input(0), (inputs.len() > 1).then(|| input(1)));
+    let slabs = WORTH_A_THREAD.div_ceil(slab);
+    out.par_chunks_mut(slabs * slab).enumerate().for_each(|(i, out)| {
+        let part = i * slabs * slab..i * slabs * slab + out.len();
+        vectorized(Slabs { x: &x[part.clone()], y: y.map(|y| &y[part]), out, n, inner, log });
+    });
+}
+
+fn out_len(call: &Structured) -> usize {
+    call.inputs[0].1.numel()
+}
+
+/// Some of the outer dimension's `[n, inner]`.
+struct Slabs<'a, T> {
+    x: &'a [T],
+    y: Option<&'a [T]>,
+    out: &'a mut [T],
+    n: usize,
+    inner: usize,
+    log: bool,
+}
+
+impl<T: Real> Work for Slabs<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let slab = self.n * self.inner;
+        let mut totals = vec![(T::ZERO, T::ZERO); if self.inner == 1 { 0 } else { self.inner }];
+        for (i, out) in self.out.chunks_exact_mut(slab).enumerate() {
+            let part = i * slab..(i + 1) * slab;
+            let (x, y) = (&self.x[part.clone()], self.y.map(|y| &y[part]));
+            match (self.inner, y) {
+                (1, None) => forward_row(x, out, self.log),
+                (1, Some(y)) => backward_row(x, y, out, self.log),
+                (_, None) => forward_slab(x, out, &mut totals, self.log),
+                (_, Some(y)) => backward_slab(x, y, out, &mut totals, self.log),
+            }
+        }
+    }
+}
+
+/// Folds `n` terms in as many lanes as fit in registers.
+#[inline(always)]
+fn fold<T: Real>(n: usize, start: T, term: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
+    const LANES: usize = 16;
+    let mut lanes = [start; LANES];
+    for block in 0..n / LANES {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane = join(*lane, term(block * LANES + l));
+        }
+    }
+    for i in n / LANES * LANES..n {
+        lanes[i % LANES] = join(lanes[i % LANES], term(i));
+    }
+    let mut half = LANES;
+    while half > 1 {
+        half /= 2;
+        for l in 0..half {
+            lanes[l] = join(lanes[l], lanes[l + half]);
+        }
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+fn forward_row<T: Real>(x: &[T], out: &mut [T], log: bool) {
+    let n = x.len().min(out.len());
+    let most = fold(n, T::of(f64::NEG_INFINITY), |i| x[i], T::maximum);
+    if log {
+        let sum = fold(n, T::ZERO, |i| Real::exp(x[i] - most), |a, b| a + b).ln();
+        for i in 0..n {
+            out[i] = x[i] - most - sum;
+        }
+    } else {
+        for i in 0..n {
+            out[i] = Real::exp(x[i] - most);
+        }
+        let sum = fold(n, T::ZERO, |i| out[i], |a, b| a + b);
+        for v in out {
+            *v = *v / sum;
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_row<T: Real>(g: &[T], y: &[T], out: &mut [T], log: bool) {
+    let n = g.len().min(y.len()).min(out.len());
+    if log {
+        let sum = fold(n, T::ZERO, |i| g[i], |a, b| a + b);
+        for i in 0..n {
+            out[i] = g[i] - Real::exp(y[i]) * sum;
+        }
+    } else {
+        let sum = fold(n, T::ZERO, |i| g[i] * y[i], |a, b| a + b);
+        for i in 0..n {
+            out[i] = (g[i] - sum) * y[i];
+        }
+    }
+}
+
+/// Columns side by side: `totals` has the greatest and the sum of each.
+#[inline(always)]
+fn forward_slab<T: Real>(x: &[T], out: &mut [T], totals: &mut [(T, T)], log: bool) {
+    let inner = totals.len();
+    totals.fill((T::of(f64::NEG_INFINITY), T::ZERO));
+    for row in x.chunks_exact(inner) {
+        for (t, &v) in totals.iter_mut().zip(row) {
+            t.0 = t.0.maximum(v);
+        }
+    }
+    for (row, out) in x.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
+        for ((t, &v), out) in totals.iter_mut().zip(row).zip(out) {
+            let e = Real::exp(v - t.0);
+            t.1 = t.1 + e;
+            *out = if log { v } else { e };
+        }
+    }
+    if log {
+        totals.iter_mut().for_each(|t| t.1 = t.1.ln());
+    }
+    for out in out.chunks_exact_mut(inner) {
+        for (t, out) in totals.iter().zip(out) {
+            *out = if log { *out - t.0 - t.1 } else { *out / t.1 };
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], totals: &mut [(T, T)], log: bool) {
+    let inner = totals.len();
+    totals.fill((T::ZERO, T::ZERO));
+    for (g, y) in g.chunks_exact(inner).zip(y.chunks_exact(inner)) {
+        for ((t, &g), &y) in totals.iter_mut().zip(g).zip(y) {
+            t.1 = t.1 + if log { g } else { g * y };
+        }
+    }
+    for ((out, g), y) in out.chunks_exact_mut(inner).zip(g.chunks_exact(inner)).zip(y.chunks_exact(inner)) {
+        for (((t, out), &g), &y) in totals.iter().zip(out).zip(g).zip(y) {
+            *out = if log { g - Real::exp(y) * t.1 } else { (g - t.1) * y };
+        }
+    }
+}
+
+/// Who computes a row.
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kernel {
+    /// An invocation, which keeps it in registers.
+    Registers,
+    /// An invocation.
+    Invocation,
+    /// A workgroup of this size.
+    Group(usize),
+}
+
+#[cfg(feature = "gpu")]
+struct Rows {
+    rows: usize,
+    n: usize,
+    inner: usize,
+}
+
+/// The first that fits is taken. On a software adapter barriers are dear, and few threads are to be filled. On a
+/// GPU invocations side by side should read memory side by side.
+#[cfg(feature = "gpu")]
+const VARIANTS: &[(Kernel, fn(&Rows, software: bool) -> bool)] = &[
+    (Kernel::Registers, |r, software| r.n <= 32 && (software || r.inner >= 32 || r.rows >= 1024)),
+    (Kernel::Invocation, |r, software| if software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
+    (Kernel::Group(64), |r, software| software || r.n <= 1024),
+    (Kernel::Group(256), |_, _| true),
+];
+
+#[cfg(feature = "gpu")]
+fn dispatch(call: &Structured, log: bool, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+    let rows = Rows::new(call);
+    let software = adapter.class == AdapterClass::Software;
+    let chosen = VARIANTS.iter().find(|(_, fits)| fits(&rows, software));
+    chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log, software))
+}
+
+#[cfg(feature = "gpu")]
+impl Rows {
+    fn new(call: &Structured) -> Rows {
+        let &[outer, n, inner] = &call.inputs[0].1.shape[..] else { unreachable!("softmax takes [outer, n, inner]") };
+        Rows { rows: outer * inner, n, inner }
+    }
+
+    fn calls(&self, kernel: Kernel, call: &Structured, log: bool, software: bool) -> Vec<ShaderCall> {
+        if self.rows * self.n == 0 {
+            return vec![];
+        }
+        let backward = call.inputs.len() > 1;
+        let vec = self.inner == 1
+            && self.n.is_multiple_of(4)
+            && call.inputs.iter().all(|(_, layout)| layout.offset.is_multiple_of(4));
+        let width = match kernel {
+            Kernel::Group(width) => width,
+            _ if software => 8,
+            _ => 64,
+        };
+        let group = matches!(kernel, Kernel::Group(_));
+        let defines = Defines::default()
+            .value("T", "f32")
+            .value("WIDTH", width)
+            .flag("GROUP", group)
+            .value("CHUNKS", if kernel == Kernel::Registers { self.n.div_ceil(4) } else { 0 })
+            .flag("LOG", log)
+            .flag("BACKWARD", backward)
+            .flag("VEC", vec)
+            .flag("VEC4", vec);
+        let params = shader::Params {
+            rows: self.rows as u32,
+            n: self.n as u32,
+            inner: self.inner as u32,
+            x_offset: call.inputs[0].1.offset as u32,
+            y_offset: call.inputs.get(1).map_or(0, |(_, layout)| layout.offset as u32),
+        };
+        vec![ShaderCall {
+            shader: shader::NAME,
+            entry: "softmax",
+            defines: defines.0,
+            params: params.into(),
+            workgroups: fold_grid(if group { self.rows } else { self.rows.div_ceil(width) }),
+        }]
+    }
+}
