@@ -263,7 +263,7 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
             check_bindings(&call.post, needs.len())?;
             let post = Plan::new(&call.post, call.post.shape.len(), None)?;
             post.needs(&mut needs);
-            if call.inputs.len() > needs.len() || post.numel != call.out_shape.iter().product() {
+            if call.inputs.len() > needs.len() || post.numel != crate::graph::layout::numel(&call.out_shape) {
                 return Err("a structured op whose output or inputs do not fit its kernel".into());
             }
             for ((dtype, layout), need) in call.inputs.iter().zip(&mut needs) {
