@@ -3,6 +3,7 @@
 mod figures;
 mod kernels;
 mod oracle;
+mod shared;
 
 use std::panic::Location;
 use std::sync::Arc;
