@@ -2,6 +2,7 @@
 pub mod autograd;
 pub mod backend;
 pub mod data;
+pub mod debug;
 pub mod device;
 pub mod error;
 pub mod graph;

@@ -216,6 +216,10 @@ impl Library {
         loop {
             let found: Vec<String> = (library.items.iter())
                 .filter(|(_, item)| !item.generic && library.is_generic(&item.text))
+                // What is itself the 4-wide form of something has no other.
+                .filter(|(name, _)| {
+                    name.strip_suffix('4').is_none_or(|base| !library.items.contains_key(base))
+                })
                 .map(|(name, _)| name.clone())
                 .collect();
             if found.is_empty() {
