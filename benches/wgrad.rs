@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion};
 use rayon::prelude::*;
-use wgrad::optim::{Optimizer, Sgd};
+use wgrad::optim::{Optimizer, SGD};
 use wgrad::prelude::*;
 
 /// What a workload costs at least.
@@ -174,7 +174,7 @@ fn mlp(device: &Device) -> impl FnMut() -> Result<()> + use<> {
         params.push(on.zeros([o]).requires_grad_(true));
     }
     let (x, target) = (on.randn([128, 784]), on.randint(0, 10, [128]));
-    let mut sgd = Sgd::new(params.clone(), 0.01).momentum(0.9);
+    let mut sgd = SGD::new(params.clone(), 0.01).momentum(0.9);
     move || {
         let h = x.linear(&params[0], Some(&params[1])).relu();
         let h = h.linear(&params[2], Some(&params[3])).relu();
