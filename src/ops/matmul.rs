@@ -54,7 +54,7 @@ impl StructuredOp for Matmul {
 
 /// A product as the kernels see it.
 #[derive(Clone, Debug)]
-struct Problem {
+pub(super) struct Problem {
     m: usize,
     n: usize,
     k: usize,
@@ -100,7 +100,7 @@ impl Operand {
 }
 
 impl Problem {
-    fn new(call: &Structured) -> Problem {
+    pub(super) fn new(call: &Structured) -> Problem {
         let [(_, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
         let rank = a.rank();
         let mut problem = Problem {
@@ -184,14 +184,14 @@ impl Problem {
 
 /// A way to compute a product.
 #[cfg(feature = "gpu")]
-struct Variant {
-    kernel: Kernel,
+pub(super) struct Variant {
+    pub kernel: Kernel,
     fits: fn(&Problem, DType, &AdapterInfo) -> bool,
 }
 
 #[cfg(feature = "gpu")]
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Kernel {
+pub(super) enum Kernel {
     /// An invocation per element, in any type.
     Any,
     /// A workgroup per element of a vector.
@@ -206,7 +206,7 @@ enum Kernel {
 
 /// The first that fits is taken.
 #[cfg(feature = "gpu")]
-const VARIANTS: &[Variant] = &{
+pub(super) const VARIANTS: &[Variant] = &{
     use Kernel::{Any, Axpy, Dot, Lanes, Tiles};
     const fn row(kernel: Kernel, fits: fn(&Problem, DType, &AdapterInfo) -> bool) -> Variant {
         Variant { kernel, fits }
@@ -235,7 +235,7 @@ const VARIANTS: &[Variant] = &{
 #[cfg(feature = "gpu")]
 impl Variant {
     /// The dispatches of this variant.
-    fn calls(&self, problem: Problem, dtype: DType) -> Vec<ShaderCall> {
+    pub fn calls(&self, problem: Problem, dtype: DType) -> Vec<ShaderCall> {
         if problem.outputs() == 0 {
             return vec![];
         }

@@ -246,7 +246,7 @@ fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], totals: &mut [(T, T)]
 /// Who computes a row.
 #[cfg(feature = "gpu")]
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Kernel {
+pub(super) enum Kernel {
     /// An invocation, which keeps it in registers.
     Registers,
     /// An invocation.
@@ -256,7 +256,7 @@ enum Kernel {
 }
 
 #[cfg(feature = "gpu")]
-struct Rows {
+pub(super) struct Rows {
     rows: usize,
     n: usize,
     inner: usize,
@@ -265,7 +265,7 @@ struct Rows {
 /// The first that fits is taken. On a software adapter barriers are dear, and few threads are to be filled. On a
 /// GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
-const VARIANTS: &[(Kernel, fn(&Rows, software: bool) -> bool)] = &[
+pub(super) const VARIANTS: &[(Kernel, fn(&Rows, software: bool) -> bool)] = &[
     (Kernel::Registers, |r, software| r.n <= 32 && (software || r.inner >= 32 || r.rows >= 1024)),
     (Kernel::Invocation, |r, software| if software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
     (Kernel::Group(64), |r, software| software || r.n <= 1024),
@@ -282,12 +282,12 @@ fn dispatch(call: &Structured, log: bool, adapter: &AdapterInfo) -> Vec<ShaderCa
 
 #[cfg(feature = "gpu")]
 impl Rows {
-    fn new(call: &Structured) -> Rows {
+    pub(super) fn new(call: &Structured) -> Rows {
         let &[outer, n, inner] = &call.inputs[0].1.shape[..] else { unreachable!("softmax takes [outer, n, inner]") };
         Rows { rows: outer * inner, n, inner }
     }
 
-    fn calls(&self, kernel: Kernel, call: &Structured, log: bool, software: bool) -> Vec<ShaderCall> {
+    pub(super) fn calls(&self, kernel: Kernel, call: &Structured, log: bool, software: bool) -> Vec<ShaderCall> {
         if self.rows * self.n == 0 {
             return vec![];
         }
