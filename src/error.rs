@@ -95,3 +95,20 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+type WarningHandler = Box<dyn Fn(&str) + Send + Sync>;
+static WARNINGS: parking_lot::RwLock<Option<WarningHandler>> = parking_lot::RwLock::new(None);
+
+/// Sends warnings to `handler` instead of stderr.
+pub fn set_warning_handler(handler: impl Fn(&str) + Send + Sync + 'static) {
+    *WARNINGS.write() = Some(Box::new(handler));
+}
+
+#[track_caller]
+pub(crate) fn warn(message: &str) {
+    let text = format!("{}: UserWarning: {message}", Location::caller());
+    match &*WARNINGS.read() {
+        Some(handler) => handler(&text),
+        None => eprintln!("{text}"),
+    }
+}

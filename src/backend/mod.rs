@@ -13,6 +13,7 @@ use crate::graph::kernel::Recording;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+pub mod report;
 
 /// A fault of the device: what sort, and what to say. The executor adds op and caller.
 #[derive(Clone, Debug)]
@@ -77,6 +78,11 @@ pub trait Backend: Send + Sync {
     fn memory(&self) -> Memory;
     /// Gives pooled memory back to the system.
     fn empty_cache(&self);
+    /// Switches the timing of every kernel on or off, and returns what was timed since the last call. While it
+    /// is on, `run` waits for its work.
+    fn profile(&self, _on: bool) -> Vec<report::Timing> {
+        Vec::new()
+    }
     /// Whether kernels of this dtype run here.
     fn supports(&self, dtype: DType) -> bool {
         dtype != DType::F64 || self.caps().f64

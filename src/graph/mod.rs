@@ -1,6 +1,11 @@
 //! The graph: nodes, their lazy recording, scheduling, fusion, planning and execution.
 
+mod arrange;
+pub mod device;
 pub mod dtype;
 pub mod kernel;
 pub mod layout;
+pub mod node;
+pub mod plan;
 pub mod program;
+pub mod schedule;

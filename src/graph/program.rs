@@ -26,6 +26,8 @@ pub struct MapOp {
     /// result's, each a scalar or a 4-vector; write constants as `T(1)`. Functions of
     /// `shaders/shared/*.wgsl` may be called.
     pub wgsl: &'static str,
+    /// The same for integer and bool operands, where it differs (else empty).
+    pub wgsl_int: &'static str,
     /// The CPU kernel for an operand type and a result type.
     pub cpu: fn(operand: DType, result: DType) -> Option<BlockFn>,
     /// Rough price in additions, to weigh computing twice against storing.
@@ -35,6 +37,13 @@ pub struct MapOp {
 /// Computes a block: `out[i] = f(args[0][i], args[1][i], …)`. The slices hold native-endian elements of the
 /// types asked of [`MapOp::cpu`], aligned, and of equal count.
 pub type BlockFn = fn(out: &mut [u8], args: &[&[u8]]);
+
+impl MapOp {
+    /// The WGSL expression for operands of this type.
+    pub fn expression(&self, operand: DType) -> &'static str {
+        if operand.is_float() || self.wgsl_int.is_empty() { self.wgsl } else { self.wgsl_int }
+    }
+}
 
 impl std::fmt::Debug for MapOp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

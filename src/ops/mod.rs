@@ -1,7 +1,20 @@
+//! The operators. Each is declared once: what it takes, how it is computed on both backends, its gradient.
+
+pub(crate) mod cat;
+pub(crate) mod cast;
 #[cfg(feature = "gpu")]
 pub(crate) mod dispatch;
+pub(crate) mod elementwise;
 pub(crate) mod gather;
+pub(crate) mod indexing;
+pub(crate) mod loss;
 pub(crate) mod matmul;
+pub(crate) mod probability;
+pub(crate) mod products;
+pub(crate) mod random;
+pub(crate) mod record;
+pub(crate) mod reduce;
 pub(crate) mod softmax;
 #[cfg(test)]
 mod structured_tests;
+pub(crate) mod views;

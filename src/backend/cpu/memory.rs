@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+
 
 use crate::backend::Memory;
 
@@ -52,7 +52,7 @@ pub(super) struct Pool(Mutex<State>);
 #[derive(Default)]
 struct State {
     /// Freed blocks by capacity.
-    free: FxHashMap<usize, Vec<Raw>>,
+    free: std::collections::HashMap<usize, Vec<Raw>>,
     memory: Memory,
     peak: usize,
 }

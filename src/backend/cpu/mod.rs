@@ -12,6 +12,7 @@ mod memory;
 pub mod number;
 mod parallel;
 mod plan;
+pub mod philox;
 mod reduce;
 pub mod simd;
 #[cfg(test)]

@@ -1,7 +1,30 @@
 //! The GPU backend: wgpu.
 
-#[allow(dead_code)]
+mod codegen;
+mod device;
+mod pipeline;
+mod pool;
+mod read;
+mod run;
 mod template;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::graph::dtype::Scalar;
+use crate::graph::kernel::Recording;
+
+use super::report::Timing;
+use super::{Backend, Buffer, Caps, Compiled, Fault, Memory};
+use device::Faults;
+
+pub use device::{adapters, pick};
 
 /// The kernel table: shader texts, and for each template its `Params` and workgroup sizes. Written by `build.rs`.
 pub mod kernels {
@@ -39,4 +62,122 @@ pub struct ShaderCall {
     /// The template's `Params`, packed (see the generated kernel table).
     pub params: Vec<u8>,
     pub workgroups: [u32; 3],
+}
+
+/// An open device.
+pub struct Gpu {
+    info: AdapterInfo,
+    caps: Caps,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    faults: Arc<Faults>,
+    pool: Arc<pool::Pool>,
+    pipelines: pipeline::Pipelines,
+    runner: Mutex<run::Runner>,
+    reader: Arc<Mutex<read::Reader>>,
+    status: Arc<Mutex<run::Status>>,
+}
+
+impl Gpu {
+    fn new(
+        info: AdapterInfo,
+        caps: Caps,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        faults: Arc<Faults>,
+        pool: Arc<pool::Pool>,
+    ) -> Gpu {
+        let status = Arc::new(Mutex::new(run::Status::new(&device)));
+        let (pipelines, runner, reader) = Default::default();
+        Gpu { info, caps, device, queue, faults, pool, pipelines, runner, reader, status }
+    }
+
+    pub fn info(&self) -> &AdapterInfo {
+        &self.info
+    }
+}
+
+impl Backend for Gpu {
+    fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Buffer, Fault> {
+        self.faults.take()?;
+        self.pool.get(bytes)
+    }
+
+    fn upload(&self, data: &[u8]) -> Result<Buffer, Fault> {
+        let buffer = self.alloc(data.len())?;
+        let target = run::raw(run::storage(&buffer)?)?;
+        let whole = data.len() / 4 * 4;
+        device::scoped(&self.device, || {
+            if whole > 0 {
+                self.queue.write_buffer(target, 0, &data[..whole]);
+            }
+            if whole < data.len() {
+                let mut rest = [0; 4];
+                rest[..data.len() - whole].copy_from_slice(&data[whole..]);
+                self.queue.write_buffer(target, whole as u64, &rest);
+            }
+        })?;
+        Ok(buffer)
+    }
+
+    fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
+        self.read(from, range)
+    }
+
+    fn download_async(
+        &self,
+        from: &Buffer,
+        range: Range<usize>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Fault>> + Send>> {
+        self.read_async(from, range)
+    }
+
+    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
+        self.faults.take()?;
+        Ok(Arc::new(self.pipelines.compile(&self.device, &self.info, recording)?))
+    }
+
+    fn run(
+        &self,
+        _recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        self.faults.take()?;
+        let plan = compiled.downcast_ref::<pipeline::Plan>().ok_or_else(|| Fault {
+            kind: crate::error::ErrorKind::Device,
+            message: "a recording compiled for another device".into(),
+            command: None,
+        })?;
+        self.run_plan(plan, buffers, scalars)?;
+        self.faults.take()
+    }
+
+    fn synchronize(&self) -> Result<(), Fault> {
+        self.faults.take()?;
+        self.wait_all()
+    }
+
+    fn memory(&self) -> Memory {
+        self.pool.memory()
+    }
+
+    fn empty_cache(&self) {
+        self.pool.empty();
+    }
+
+    fn profile(&self, on: bool) -> Vec<Timing> {
+        let mut runner = self.runner.lock();
+        runner.profiling = on;
+        std::mem::take(&mut runner.timings)
+    }
 }

@@ -23,7 +23,8 @@ pub fn expand(text: &str, library: &Library, fill: &Fill) -> Result<String, Stri
     let mut expander = Expander { library, fill, out: String::with_capacity(text.len() * 2), imports: vec![] };
     let lines: Vec<(usize, &str)> = text.lines().enumerate().collect();
     expander.block(&lines, &mut vec![])?;
-    let shared = library.link(&expander.out, Some(&expander.imports));
+    // The epilogue is generated, and may call what the template does not import.
+    let shared = library.link(&[(&expander.out, Some(&expander.imports)), (fill.epilogue, None)]);
     Ok(expander.out + &shared)
 }
 
@@ -271,13 +272,13 @@ impl Library {
         out
     }
 
-    /// The shared items that `text` needs, of some files or of all.
-    pub fn link(&self, text: &str, files: Option<&[String]>) -> String {
+    /// The shared items that texts need. Each text may use all files, or some.
+    pub fn link(&self, texts: &[(&str, Option<&[String]>)]) -> String {
         // A worklist: what is linked in may need more.
         let mut linked: HashMap<String, (usize, String)> = HashMap::new();
-        let mut todo = vec![text.to_string()];
-        let mut top = true;
-        while let Some(text) = todo.pop() {
+        let mut todo: Vec<(String, Option<&[String]>)> =
+            texts.iter().map(|&(t, f)| (t.to_string(), f)).collect();
+        while let Some((text, files)) = todo.pop() {
             tokens(&text, |t, names| {
                 if !names || linked.contains_key(t) {
                     return;
@@ -291,14 +292,13 @@ impl Library {
                     },
                     (None, None) => return,
                 };
-                if top && files.is_some_and(|files| !files.contains(&self.files[item.file])) {
+                if files.is_some_and(|files| !files.contains(&self.files[item.file])) {
                     return;
                 }
                 let text = self.widen(&item.text, wide, |_| None);
-                todo.push(text.clone());
+                todo.push((text.clone(), None));
                 linked.insert(t.to_string(), (item.order, text));
             });
-            top = false;
         }
         let mut all: Vec<(usize, String)> = linked.into_values().collect();
         all.sort_unstable();
@@ -336,10 +336,14 @@ fn item_name(item: &str) -> Option<&str> {
     }
 }
 
+/// A label, and defines with their values.
+#[allow(dead_code, reason = "for build.rs and the tests")]
+pub type Variant = (String, Vec<(String, String)>);
+
 /// Reads `//! variant label: A=1 B=f32` lines: the variants that a template comes in. A template without any
 /// has one, with no defines.
 #[allow(dead_code, reason = "for build.rs and the tests")]
-pub fn variants(text: &str) -> Result<Vec<(String, Vec<(String, String)>)>, String> {
+pub fn variants(text: &str) -> Result<Vec<Variant>, String> {
     let mut out = vec![];
     for line in text.lines() {
         let Some(rest) = line.trim().strip_prefix("//!").and_then(|l| l.trim().strip_prefix("variant "))

@@ -1,0 +1,171 @@
+//! The nodes of the autograd graph, and what a tensor knows of its place in it.
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use crate::graph::device::Device;
+use crate::graph::dtype::DType;
+use crate::graph::layout::Dims;
+use crate::tensor::{Tensor, WeakTensor};
+
+/// Gradients by input; `None` where nothing flows.
+pub(crate) type Grads = SmallVec<[Option<Tensor>; 3]>;
+
+/// The formula: from the gradients of a function's outputs to those of its inputs. What it saved lives in it.
+pub(crate) type BackwardFn = Box<dyn Fn(&Arc<GradFn>, &[Option<Tensor>]) -> Grads + Send + Sync>;
+
+/// A function in the autograd graph: it made a tensor, and knows how gradients pass through it backwards.
+pub struct GradFn {
+    name: &'static str,
+    /// Grows with time, so that a consumer's is above its producers'.
+    pub(super) sequence: u64,
+    caller: &'static Location<'static>,
+    pub(super) edges: SmallVec<[Option<Edge>; 3]>,
+    pub(super) outputs: SmallVec<[OutputInfo; 1]>,
+    pub(super) work: Mutex<Work>,
+    /// Non-leaf tensors made here whose gradients were asked for.
+    pub(super) retained: Mutex<Vec<(usize, WeakTensor)>>,
+}
+
+/// What a gradient of an output must look like.
+#[derive(Clone)]
+pub(crate) struct OutputInfo {
+    pub shape: Dims,
+    pub dtype: DType,
+    pub device: Device,
+}
+
+pub(super) enum Work {
+    Formula(BackwardFn),
+    /// The end of the way: adds to a leaf's `grad`.
+    Accumulate(WeakTensor),
+    /// A backward pass has been through, and what was saved is gone.
+    Freed,
+}
+
+/// Where a gradient flows: into which function, as the gradient of which of its outputs.
+#[derive(Clone)]
+pub struct Edge {
+    pub(crate) function: Arc<GradFn>,
+    pub(crate) output: usize,
+}
+
+static NEXT_SEQUENCE: AtomicU64 = AtomicU64::new(0);
+
+impl GradFn {
+    pub(crate) fn new(
+        name: &'static str,
+        caller: &'static Location<'static>,
+        edges: SmallVec<[Option<Edge>; 3]>,
+        outputs: SmallVec<[OutputInfo; 1]>,
+        formula: BackwardFn,
+    ) -> Arc<GradFn> {
+        Arc::new(GradFn {
+            name,
+            sequence: NEXT_SEQUENCE.fetch_add(1, Ordering::Relaxed),
+            caller,
+            edges,
+            outputs,
+            work: Mutex::new(Work::Formula(formula)),
+            retained: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn accumulate(leaf: &Tensor, caller: &'static Location<'static>) -> Arc<GradFn> {
+        Arc::new(GradFn {
+            name: "AccumulateGrad",
+            // Leaves last: by then everything that flows into them has been summed.
+            sequence: u64::MAX,
+            caller,
+            edges: SmallVec::new(),
+            outputs: smallvec::smallvec![leaf.output_info()],
+            work: Mutex::new(Work::Accumulate(leaf.downgrade())),
+            retained: Mutex::default(),
+        })
+    }
+
+    /// PyTorch's name for it, such as `MulBackward0`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The functions that the gradients flow on to, by input; `None` for inputs that need none.
+    pub fn next_functions(&self) -> Vec<Option<Arc<GradFn>>> {
+        self.edges.iter().map(|e| e.as_ref().map(|e| e.function.clone())).collect()
+    }
+
+    pub(crate) fn outputs(&self) -> &[OutputInfo] {
+        &self.outputs
+    }
+
+    /// The user's line that recorded it.
+    pub fn caller(&self) -> &'static Location<'static> {
+        self.caller
+    }
+
+    /// Makes passes hand this output's gradient to `tensor`.
+    pub(crate) fn retain(&self, output: usize, tensor: WeakTensor) {
+        self.retained.lock().push((output, tensor));
+    }
+
+    /// Whether input `i` needs a gradient.
+    pub(crate) fn needs(&self, i: usize) -> bool {
+        self.edges.get(i).is_some_and(Option::is_some)
+    }
+}
+
+impl fmt::Display for GradFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{} object at {:#x}>", self.name, std::ptr::from_ref(self) as usize)
+    }
+}
+
+impl fmt::Debug for GradFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{}>", self.name)
+    }
+}
+
+impl Drop for GradFn {
+    /// Graphs are as deep as loops are long: taken apart without recursion.
+    fn drop(&mut self) {
+        let mut stack = vec![(std::mem::take(&mut self.edges), std::mem::replace(self.work.get_mut(), Work::Freed))];
+        while let Some((edges, work)) = stack.pop() {
+            // A formula's saved values may hold the last reference to a function that `edges` hold too, so
+            // they go first.
+            drop(work);
+            for edge in edges.into_iter().flatten() {
+                if let Some(mut f) = Arc::into_inner(edge.function) {
+                    let work = std::mem::replace(f.work.get_mut(), Work::Freed);
+                    stack.push((std::mem::take(&mut f.edges), work));
+                }
+            }
+        }
+    }
+}
+
+/// A tensor's part in autograd.
+#[derive(Default)]
+pub(crate) struct Meta {
+    /// Of leaves: whether gradients are wanted. Other tensors require grad by having a `grad_fn`.
+    pub requires_grad: bool,
+    pub grad: Option<Tensor>,
+    pub grad_fn: Option<Edge>,
+    /// Of a leaf: its accumulator, shared by all consumers while any of them lives.
+    pub accumulator: Option<Weak<GradFn>>,
+    pub retains_grad: bool,
+    pub view: Option<View>,
+    /// Prints as a `Parameter`.
+    pub parameter: bool,
+}
+
+/// Of a view: the tensor whose storage it looks into, and the storage's version that `grad_fn` belongs to.
+pub(crate) struct View {
+    pub base: Tensor,
+    pub version: u64,
+}

@@ -1,0 +1,50 @@
+//! What a function keeps of its inputs and outputs for the way back.
+
+use std::sync::Arc;
+
+use super::function::{Edge, GradFn};
+use crate::graph::layout::Layout;
+use crate::graph::node::Node;
+use crate::tensor::Tensor;
+
+/// A value as it was when it was saved. Nodes are immutable, so a later write into the tensor cannot reach
+/// it, and the gradient stays right where PyTorch must give up with a version error.
+pub(crate) struct Saved {
+    node: Arc<Node>,
+    layout: Layout,
+    link: Link,
+}
+
+/// How the value hangs in the autograd graph, for gradients of gradients.
+enum Link {
+    None,
+    Input(Edge),
+    /// The output of the function that saves it. Holding the function here would be a cycle; it is handed in
+    /// when the value is taken out.
+    Output,
+}
+
+impl Saved {
+    pub fn input(tensor: &Tensor) -> Saved {
+        let link = tensor.gradient_edge().map_or(Link::None, Link::Input);
+        Saved { node: tensor.node(), layout: tensor.layout().clone(), link }
+    }
+
+    /// An input of which only the values matter (an index, a mask).
+    pub fn value(tensor: &Tensor) -> Saved {
+        Saved { node: tensor.node(), layout: tensor.layout().clone(), link: Link::None }
+    }
+
+    pub fn output(tensor: &Tensor) -> Saved {
+        Saved { node: tensor.node(), layout: tensor.layout().clone(), link: Link::Output }
+    }
+
+    pub fn unpack(&self, owner: &Arc<GradFn>) -> Tensor {
+        let edge = match &self.link {
+            Link::None => None,
+            Link::Input(edge) => Some(edge.clone()),
+            Link::Output => Some(Edge { function: owner.clone(), output: 0 }),
+        };
+        Tensor::from_saved(self.node.clone(), self.layout.clone(), edge)
+    }
+}

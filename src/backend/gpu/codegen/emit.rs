@@ -1,0 +1,404 @@
+//! Prints a [`Program`] as WGSL, one or four elements at a time.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::ops::Range;
+
+use crate::graph::dtype::DType;
+use crate::graph::layout::{Dims, Layout};
+use crate::graph::program::{Access, Inst, Program};
+
+use super::super::template::Library;
+
+/// What an element is in registers.
+pub fn register_type(dtype: DType, wide: bool) -> &'static str {
+    match (dtype, wide) {
+        (DType::Bool, false) => "bool",
+        (DType::Bool, true) => "vec4<bool>",
+        _ => storage_type(dtype, wide),
+    }
+}
+
+/// What an element is in buffers. (`f64` never gets here: `generate` turns it away.)
+pub fn storage_type(dtype: DType, wide: bool) -> &'static str {
+    match (dtype, wide) {
+        (DType::F32 | DType::F64, false) => "f32",
+        (DType::F32 | DType::F64, true) => "vec4<f32>",
+        (DType::I32, false) => "i32",
+        (DType::I32, true) => "vec4<i32>",
+        (DType::U32 | DType::Bool, false) => "u32",
+        (DType::U32 | DType::Bool, true) => "vec4<u32>",
+    }
+}
+
+/// A buffer as the shader declares it.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    pub name: String,
+    /// Declared as `array<vec4<…>>`.
+    pub wide: bool,
+}
+
+/// Numbers that the host gives with each dispatch, so that kernels which differ in them share a pipeline.
+#[derive(Default)]
+pub struct Numbers {
+    pub words: Vec<u32>,
+    /// Print numbers as they are instead (an epilogue: its template owns the parameters).
+    pub baked: bool,
+}
+
+impl Numbers {
+    pub fn add(&mut self, value: u32) -> String {
+        if self.baked {
+            return format!("{value}u");
+        }
+        let at = self.words.len();
+        self.words.push(value);
+        format!("params[{}].{}", at / 4, ["x", "y", "z", "w"][at % 4])
+    }
+}
+
+/// A run of dimensions whose coordinates come out of one linear index.
+pub struct Group {
+    pub dims: Range<usize>,
+    pub index: String,
+}
+
+/// Where in a program's shape the code being printed stands.
+pub struct Space<'a> {
+    pub shape: &'a [usize],
+    /// The dimension of which the code takes four elements at once. Coordinates count fours along it.
+    pub vector: Option<usize>,
+    pub groups: Vec<Group>,
+    /// Coordinates that loops provide, by dimension.
+    pub loops: HashMap<usize, String>,
+}
+
+/// How four neighbours along the vector dimension lie in memory.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Four {
+    /// One aligned `vec4`.
+    Together,
+    /// One element for all.
+    Same,
+    Apart(usize),
+}
+
+pub fn four(layout: &Layout, vector: usize) -> Four {
+    let aligned = || {
+        layout.offset.is_multiple_of(4)
+            && (0..layout.rank())
+                .all(|d| d == vector || layout.shape[d] == 1 || layout.strides[d].is_multiple_of(4))
+    };
+    match layout.strides[vector] {
+        0 => Four::Same,
+        1 if aligned() => Four::Together,
+        stride => Four::Apart(stride),
+    }
+}
+
+/// Whether four neighbours along `vector` may be handled as one: the dimension divides by four, or is the
+/// only one (then the last four is cut short).
+pub fn divides(shape: &[usize], vector: usize) -> bool {
+    shape[vector].is_multiple_of(4) || shape.len() == 1
+}
+
+/// Whether a program whose last dimension is taken by fours can store them as such.
+pub fn stores_by_four(program: &Program) -> bool {
+    program.shape.len().checked_sub(1).is_some_and(|last| {
+        divides(&program.shape, last)
+            && program.stores.iter().all(|s| four(&s.to.layout, last) == Four::Together)
+    })
+}
+
+/// Text under construction.
+pub struct Printer<'a> {
+    pub out: String,
+    pub indent: usize,
+    pub numbers: Numbers,
+    pub buffers: Vec<Buffer>,
+    pub library: &'a Library,
+    names: usize,
+}
+
+impl<'a> Printer<'a> {
+    pub fn new(library: &'a Library, buffers: Vec<Buffer>) -> Printer<'a> {
+        Printer { out: String::new(), indent: 1, numbers: Numbers::default(), buffers, library, names: 0 }
+    }
+
+    pub fn line(&mut self, text: &str) {
+        let _ = writeln!(self.out, "{:1$}{text}", "", self.indent * 4);
+    }
+
+    /// A line that opens a block.
+    pub fn open(&mut self, text: &str) {
+        self.line(text);
+        self.indent += 1;
+    }
+
+    pub fn close(&mut self) {
+        self.indent -= 1;
+        self.line("}");
+    }
+
+    pub fn name(&mut self, stem: &str) -> String {
+        self.names += 1;
+        format!("{stem}{}", self.names)
+    }
+
+    /// Prints `program`'s instructions and returns their registers' names. `anchor` is what `Inst::Anchor` is.
+    pub fn program(&mut self, program: &Program, space: &Space, anchor: &str) -> Vec<String> {
+        let mut scope = Scope { space, known: HashMap::new() };
+        let wide = space.vector.is_some();
+        let mut registers: Vec<String> = vec![];
+        for (at, inst) in program.insts.iter().enumerate() {
+            let text = match inst {
+                Inst::Load(i) => self.load(&program.loads[usize::from(*i)], &mut scope),
+                Inst::Index(i) => self.index(&program.indices[usize::from(*i)], &mut scope),
+                Inst::Scalar { slot, dtype } => scalar(*slot, *dtype, wide),
+                Inst::Anchor(_) => {
+                    registers.push(anchor.to_string());
+                    continue;
+                }
+                Inst::Op { op, operand, result, args } => self.library.widen(op.expression(*operand), wide, |word| {
+                    Some(match word {
+                        "T" => register_type(*operand, wide).to_string(),
+                        "R" => register_type(*result, wide).to_string(),
+                        "a" | "b" | "c" | "d" | "e" => {
+                            let arg = args.get(usize::from(word.as_bytes()[0] - b'a'))?;
+                            registers[usize::from(*arg)].clone()
+                        }
+                        _ => return None,
+                    })
+                }),
+            };
+            // What equals something known already is that.
+            let ty = register_type(program.dtype(at as u16), wide);
+            let key = format!("{ty} {text}");
+            let register = match scope.known.get(&key) {
+                Some(known) => known.clone(),
+                None => {
+                    let new = self.bind("v", ty, &text);
+                    scope.known.insert(key, new.clone());
+                    new
+                }
+            };
+            registers.push(register);
+        }
+        registers
+    }
+
+    fn bind(&mut self, stem: &str, ty: &str, text: &str) -> String {
+        let name = self.name(stem);
+        self.line(&format!("let {name}: {ty} = {text};"));
+        name
+    }
+
+    /// Prints the stores. Where the last four is cut short, `left` is how many elements of it there are.
+    pub fn stores(&mut self, program: &Program, space: &Space, registers: &[String], left: Option<&str>) {
+        let mut scope = Scope { space, known: HashMap::new() };
+        for store in &program.stores {
+            let value = &registers[usize::from(store.value)];
+            let wide = space.vector.is_some();
+            let value = match program.dtype(store.value) {
+                DType::Bool => format!("{}({value})", storage_type(DType::U32, wide)),
+                _ => value.clone(),
+            };
+            let buffer = self.buffers[usize::from(store.to.binding)].clone();
+            let layout = &store.to.layout;
+            let Some(vector) = space.vector else {
+                let at = self.address(layout, 1, &mut scope);
+                self.line(&format!("{} = {value};", element(&buffer, &at)));
+                continue;
+            };
+            if buffer.wide && four(layout, vector) == Four::Together {
+                let at = self.address(layout, 4, &mut scope);
+                let Some(left) = left else {
+                    self.line(&format!("{}[{at}] = {value};", buffer.name));
+                    continue;
+                };
+                self.open(&format!("if {left} >= 4u {{"));
+                self.line(&format!("{}[{at}] = {value};", buffer.name));
+                self.indent -= 1;
+                self.open("} else {");
+                for lane in 0..3 {
+                    self.line(&format!(
+                        "if {left} > {lane}u {{ {}[{at}][{lane}] = {value}[{lane}]; }}",
+                        buffer.name
+                    ));
+                }
+                self.close();
+                continue;
+            }
+            let at = self.address(layout, 1, &mut scope);
+            for lane in 0..4 {
+                let place = element(&buffer, &plus(&at, lane * layout.strides[vector]));
+                let guard = left.map_or(String::new(), |left| format!("if {left} > {lane}u "));
+                self.line(&format!("{guard}{{ {place} = {value}[{lane}]; }}"));
+            }
+        }
+    }
+
+    fn load(&mut self, access: &Access, scope: &mut Scope) -> String {
+        let buffer = self.buffers[usize::from(access.binding)].clone();
+        let layout = &access.layout;
+        let ty = storage_type(access.dtype, true);
+        let text = match scope.space.vector.map(|v| (v, four(layout, v))) {
+            None => element(&buffer, &self.address(layout, 1, scope)),
+            Some((_, Four::Together)) if buffer.wide => {
+                format!("{}[{}]", buffer.name, self.address(layout, 4, scope))
+            }
+            Some((_, Four::Same)) => format!("{ty}({})", element(&buffer, &self.address(layout, 1, scope))),
+            Some((vector, _)) => {
+                let at = self.address(layout, 1, scope);
+                let [a, b, c, d] =
+                    [0, 1, 2, 3].map(|l| element(&buffer, &plus(&at, l * layout.strides[vector])));
+                format!("{ty}({a}, {b}, {c}, {d})")
+            }
+        };
+        match (access.dtype, scope.space.vector) {
+            (DType::Bool, None) => format!("({text} != 0u)"),
+            (DType::Bool, Some(_)) => format!("({text} != vec4<u32>(0u))"),
+            _ => text,
+        }
+    }
+
+    fn index(&mut self, layout: &Layout, scope: &mut Scope) -> String {
+        let at = self.address(layout, 1, scope);
+        match scope.space.vector.map(|v| layout.strides[v]) {
+            None => at,
+            Some(0) => format!("vec4<u32>({at})"),
+            Some(s) => format!("({at} + vec4<u32>(0u, {}u, {}u, {}u))", s, 2 * s, 3 * s),
+        }
+    }
+
+    /// Where the current coordinate lies in `layout`, in elements or in `vec4`s.
+    fn address(&mut self, layout: &Layout, unit: usize, scope: &mut Scope) -> String {
+        let space = scope.space;
+        // What one step of each coordinate adds.
+        let step: Dims = (0..layout.rank())
+            .map(|d| match space.shape[d] {
+                1 => 0,
+                _ => layout.strides[d] * if space.vector == Some(d) { 4 } else { 1 } / unit,
+            })
+            .collect();
+        let mut terms: Vec<String> = vec![];
+        if layout.offset > 0 {
+            // Distinct accesses at one offset share the parameter.
+            let key = format!("offset {}", layout.offset / unit);
+            let text = match scope.known.get(&key) {
+                Some(text) => text.clone(),
+                None => {
+                    let text = self.numbers.add((layout.offset / unit) as u32);
+                    scope.known.insert(key, text.clone());
+                    text
+                }
+            };
+            terms.push(text);
+        }
+        for group in &space.groups {
+            let radix = radix(space, &group.dims);
+            let scale = group.dims.clone().rev().find(|&d| space.shape[d] > 1).map_or(0, |d| step[d]);
+            if group
+                .dims
+                .clone()
+                .all(|d| space.shape[d] == 1 || step[d] == radix[d - group.dims.start] * scale)
+            {
+                terms.extend(times(&group.index, scale));
+                continue;
+            }
+            for d in group.dims.clone().filter(|&d| step[d] > 0) {
+                let coordinate = self.coordinate(group, d, &radix, scope);
+                terms.extend(times(&coordinate, step[d]));
+            }
+        }
+        for d in 0..layout.rank() {
+            if let Some(coordinate) = space.loops.get(&d) {
+                terms.extend(times(coordinate, step[d]));
+            }
+        }
+        match terms.as_slice() {
+            [] => "0u".into(),
+            [one] => one.clone(),
+            _ => {
+                let text = terms.join(" + ");
+                if let Some(known) = scope.known.get(&text) {
+                    return known.clone();
+                }
+                let name = self.bind("at", "u32", &text);
+                scope.known.insert(text, name.clone());
+                name
+            }
+        }
+    }
+
+    fn coordinate(&mut self, group: &Group, d: usize, radix: &[usize], scope: &mut Scope) -> String {
+        let key = format!("coordinate {d}");
+        if let Some(known) = scope.known.get(&key) {
+            return known.clone();
+        }
+        let step = radix[d - group.dims.start];
+        let mut text = group.index.clone();
+        if step > 1 {
+            text = format!("{text} / {step}u");
+        }
+        // The outermost coordinate needs no remainder, so that its size is no part of the kernel.
+        if d > group.dims.start {
+            text = format!("({text}) % {}u", units(scope.space, d));
+        }
+        let name = self.bind("c", "u32", &text);
+        scope.known.insert(key, name.clone());
+        name
+    }
+}
+
+struct Scope<'a> {
+    space: &'a Space<'a>,
+    /// Expressions that have a name already.
+    known: HashMap<String, String>,
+}
+
+/// A dimension's size as its coordinate counts.
+fn units(space: &Space, d: usize) -> usize {
+    match space.vector {
+        Some(v) if v == d => space.shape[d].div_ceil(4),
+        _ => space.shape[d],
+    }
+}
+
+fn radix(space: &Space, dims: &Range<usize>) -> Dims {
+    let mut radix = Dims::from_elem(1, dims.len());
+    for d in (1..dims.len()).rev() {
+        radix[d - 1] = radix[d] * units(space, dims.start + d);
+    }
+    radix
+}
+
+fn times(text: &str, factor: usize) -> Option<String> {
+    match factor {
+        0 => None,
+        1 => Some(text.to_string()),
+        _ => Some(format!("{text} * {factor}u")),
+    }
+}
+
+fn plus(text: &str, add: usize) -> String {
+    if add == 0 { text.to_string() } else { format!("{text} + {add}u") }
+}
+
+fn element(buffer: &Buffer, at: &str) -> String {
+    match buffer.wide {
+        true => format!("{}[({at}) / 4u][({at}) % 4u]", buffer.name),
+        false => format!("{}[{at}]", buffer.name),
+    }
+}
+
+fn scalar(slot: u16, dtype: DType, wide: bool) -> String {
+    let word = format!("scalars[{}][{}]", slot / 4, slot % 4);
+    let text = match dtype {
+        DType::Bool => format!("({word} != 0u)"),
+        DType::U32 => word,
+        _ => format!("bitcast<{}>({word})", storage_type(dtype, false)),
+    };
+    if wide { format!("{}({text})", register_type(dtype, true)) } else { text }
+}

@@ -1,0 +1,254 @@
+//! WGSL for kernels.
+
+mod emit;
+mod map;
+mod reduce;
+
+use std::fmt::Write;
+use std::sync::LazyLock;
+
+use crate::backend::Fault;
+use crate::error::ErrorKind;
+use crate::graph::dtype::DType;
+use crate::graph::kernel::{Body, Kernel, Structured};
+use crate::graph::program::{Inst, Program};
+
+use super::template::{self, Fill, Library};
+use super::{AdapterClass, AdapterInfo, ShaderCall, kernels};
+use emit::{Buffer, Group, Numbers, Printer, Space, four, register_type, storage_type, stores_by_four};
+
+pub use reduce::split;
+
+/// Invocations in a workgroup of a generated kernel.
+pub const WORKGROUP: usize = 64;
+/// WebGPU's limit in each dimension of a grid.
+pub const MAX_WORKGROUPS: u32 = 65_535;
+
+/// One dispatch, ready to be compiled.
+#[derive(Debug)]
+pub struct Call {
+    pub wgsl: String,
+    pub entry: &'static str,
+    /// The uniform at binding 0; none if empty.
+    pub params: Vec<u8>,
+    pub workgroups: [u32; 3],
+    /// Whether it may flag a bad index.
+    pub status: bool,
+    pub flops: u64,
+}
+
+/// `shaders/shared/`. It was checked at build time.
+static LIBRARY: LazyLock<Result<Library, String>> =
+    LazyLock::new(|| Library::new(kernels::SHARED.iter().copied()));
+
+fn library() -> Result<&'static Library, Fault> {
+    LIBRARY.as_ref().map_err(|e| fault(ErrorKind::Backend, e.clone()))
+}
+
+fn fault(kind: ErrorKind, message: String) -> Fault {
+    Fault { kind, message, command: None }
+}
+
+/// The dispatches that compute a kernel. Those without work are left out.
+pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault> {
+    if kernel.bindings.iter().any(|b| b.dtype == DType::F64) || kernel.scalars.contains(&DType::F64) {
+        let message = "float64 does not run on a GPU (WGSL has no 64-bit float); use the CPU device".into();
+        return Err(fault(ErrorKind::DType, message));
+    }
+    let size = |p: &Program| p.numel();
+    let largest = match &kernel.body {
+        Body::Map(jobs) => jobs.iter().map(size).max().unwrap_or(0),
+        Body::Reduce(r) => size(&r.pre),
+        Body::Structured(s) => s.out_shape.iter().product(),
+    };
+    if largest >= u32::MAX as usize - MAX_WORKGROUPS as usize {
+        let message = format!("a kernel over {largest} elements; kernels count elements in 32 bits");
+        return Err(fault(ErrorKind::Limit, message));
+    }
+    let mut calls = match &kernel.body {
+        Body::Map(jobs) if jobs.iter().all(|j| j.numel() == 0) => vec![],
+        Body::Map(jobs) => vec![map::map(kernel, jobs, library()?)],
+        Body::Reduce(r) if r.outputs() == 0 => vec![],
+        Body::Reduce(r) => vec![reduce::reduce(kernel, r, info.class, library()?)?],
+        Body::Structured(s) if largest == 0 && s.post.numel() == 0 => vec![],
+        Body::Structured(s) => {
+            let calls = s.op.0.gpu(s, info);
+            calls.iter().map(|call| structured(kernel, s, call)).collect::<Result<_, Fault>>()?
+        }
+    };
+    if let Some(last) = calls.last_mut() {
+        last.flops = flops(kernel);
+    }
+    calls.retain(|c| c.workgroups.iter().all(|&n| n > 0));
+    Ok(calls)
+}
+
+fn operations(insts: &[Inst]) -> u64 {
+    insts.iter().map(|i| if let Inst::Op { op, .. } = i { u64::from(op.cost.max(1)) } else { 0 }).sum()
+}
+
+/// Operations of a kernel, for reports.
+fn flops(kernel: &Kernel) -> u64 {
+    match &kernel.body {
+        Body::Map(jobs) => jobs.iter().map(|j| j.numel() as u64 * operations(&j.insts)).sum(),
+        Body::Reduce(r) => reduce::flops(r),
+        Body::Structured(s) => s.op.0.flops(s) + s.post.numel() as u64 * operations(&s.post.insts),
+    }
+}
+
+/// A grid of so many workgroups.
+fn grid(groups: usize) -> [u32; 3] {
+    let groups = groups as u32;
+    if groups <= MAX_WORKGROUPS {
+        return [groups, 1, 1];
+    }
+    let rows = groups.div_ceil(MAX_WORKGROUPS);
+    [groups.div_ceil(rows), rows, 1]
+}
+
+/// Puts declarations around the code of a generated kernel.
+fn finish(kernel: &Kernel, p: Printer, workgroup: usize, memory: &str, workgroups: [u32; 3]) -> Call {
+    let mut params = p.numbers.words;
+    params.resize(params.len().next_multiple_of(4), 0);
+    let mut wgsl = format!("// {}\n", kernel.label);
+    let _ =
+        writeln!(wgsl, "@group(0) @binding(0) var<uniform> params: array<vec4<u32>, {}>;", params.len() / 4);
+    declare_scalars(kernel, &mut wgsl);
+    for (i, (binding, buffer)) in kernel.bindings.iter().zip(&p.buffers).enumerate() {
+        declare(i, buffer, binding.dtype, binding.written, &mut wgsl);
+    }
+    let _ = write!(
+        wgsl,
+        "{memory}\n@compute @workgroup_size({workgroup})\n\
+         fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{\n{}}}\n",
+        p.out
+    );
+    let shared = p.library.link(&[(&wgsl, None)]);
+    wgsl.push_str(&shared);
+    let params = bytemuck::cast_slice(&params).to_vec();
+    Call { wgsl, entry: "main", params, workgroups, status: false, flops: 0 }
+}
+
+fn declare_scalars(kernel: &Kernel, out: &mut String) {
+    if !kernel.scalars.is_empty() {
+        let n = kernel.scalars.len().div_ceil(4);
+        let _ = writeln!(out, "@group(0) @binding(1) var<uniform> scalars: array<vec4<u32>, {n}>;");
+    }
+}
+
+fn declare(i: usize, buffer: &Buffer, dtype: DType, written: bool, out: &mut String) {
+    let access = if written { "read_write" } else { "read" };
+    let (ty, at) = (storage_type(dtype, buffer.wide), i + 2);
+    let _ = writeln!(out, "@group(0) @binding({at}) var<storage, {access}> {}: array<{ty}>;", buffer.name);
+}
+
+/// A hand-written template with its epilogue.
+fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall) -> Result<Call, Fault> {
+    let wrong = |what: String| fault(ErrorKind::Backend, format!("shader {}: {what}", call.shader));
+    if call.workgroups.iter().any(|&n| n > MAX_WORKGROUPS) {
+        let message = format!(
+            "shader {} wants {:?} workgroups; the limit is {MAX_WORKGROUPS} in each dimension",
+            call.shader, call.workgroups
+        );
+        return Err(fault(ErrorKind::Limit, message));
+    }
+    let library = library()?;
+    let (_, text) = (kernels::SHADERS.iter().find(|(name, _)| *name == call.shader))
+        .ok_or_else(|| wrong("there is no such template".into()))?;
+    let bare = template::expand(text, library, &Fill { defines: &call.defines, epilogue: "", status: "" });
+    let declared = template::declared(&bare.map_err(wrong)?);
+
+    let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
+    let epilogue = match template::mentions(text, "epilogue") {
+        true => epilogue(kernel, s, &declared, wide, library)?,
+        false => String::new(),
+    };
+    let status = template::mentions(text, "status");
+    let status_text = if status { template::status(2 + kernel.bindings.len()) } else { String::new() };
+    let fill = Fill { defines: &call.defines, epilogue: &epilogue, status: &status_text };
+    let wgsl = template::expand(text, library, &fill).map_err(wrong)?;
+    Ok(Call {
+        wgsl,
+        entry: call.entry,
+        params: call.params.clone(),
+        workgroups: call.workgroups,
+        status,
+        flops: 0,
+    })
+}
+
+/// `store` and, for templates that work in fours, `store4`.
+fn epilogue(
+    kernel: &Kernel,
+    s: &Structured,
+    declared: &[template::Declared],
+    wide: bool,
+    library: &Library,
+) -> Result<String, Fault> {
+    let post = &s.post;
+    let by_four = wide && stores_by_four(post);
+    let mut text = String::new();
+    declare_scalars(kernel, &mut text);
+    let mut buffers = vec![];
+    for (i, binding) in kernel.bindings.iter().enumerate() {
+        // What the template declares is used as it is.
+        if let Some(d) = declared.iter().find(|d| d.binding == i + 2) {
+            if binding.written != d.written && post.stores.iter().any(|s| usize::from(s.to.binding) == i) {
+                let message =
+                    format!("{}: an epilogue may not store to an input of its template", s.op.0.name());
+                return Err(fault(ErrorKind::Backend, message));
+            }
+            buffers.push(Buffer { name: d.name.clone(), wide: d.wide });
+            continue;
+        }
+        let accesses = || post.loads.iter().chain(post.stores.iter().map(|s| &s.to));
+        let last = post.shape.len().saturating_sub(1);
+        let together = accesses()
+            .any(|a| usize::from(a.binding) == i && by_four && four(&a.layout, last) == emit::Four::Together);
+        let buffer = Buffer { name: format!("b{i}"), wide: together };
+        declare(i, &buffer, binding.dtype, binding.written, &mut text);
+        buffers.push(buffer);
+    }
+    let mut p = Printer::new(library, buffers);
+    p.numbers = Numbers { baked: true, ..Numbers::default() };
+    let mut print = |head: &str, index: &str, vector: Option<usize>| {
+        p.open(head);
+        if s.out_dtype == DType::Bool {
+            let ty = register_type(DType::Bool, vector.is_some());
+            let storage = storage_type(DType::Bool, vector.is_some());
+            p.line(&format!("let anchor: {ty} = v != {storage}(0u);"));
+        } else {
+            p.line("let anchor = v;");
+        }
+        let groups = vec![Group { dims: 0..post.shape.len(), index: index.into() }];
+        let space = Space { shape: &post.shape, vector, groups, loops: Default::default() };
+        let registers = p.program(post, &space, "anchor");
+        p.stores(post, &space, &registers, None);
+        p.close();
+    };
+    let ty = storage_type(s.out_dtype, false);
+    print(&format!("fn store(i: u32, v: {ty}) {{"), "i", None);
+    if wide {
+        let ty = storage_type(s.out_dtype, true);
+        match by_four {
+            true => print(&format!("fn store4(i4: u32, v: {ty}) {{"), "i4", Some(post.shape.len() - 1)),
+            false => {
+                p.open(&format!("fn store4(i4: u32, v: {ty}) {{"));
+                for lane in 0..4 {
+                    p.line(&format!("store(i4 * 4u + {lane}u, v[{lane}]);"));
+                }
+                p.close();
+            }
+        }
+    }
+    Ok(text + &p.out)
+}
+
+/// How a reduction is cut on an adapter of this class.
+pub fn split_for(class: AdapterClass) -> fn(usize, usize) -> usize {
+    match class {
+        AdapterClass::Software => |outputs, reduced| split(AdapterClass::Software, outputs, reduced),
+        AdapterClass::Integrated => |outputs, reduced| split(AdapterClass::Integrated, outputs, reduced),
+        AdapterClass::Discrete => |outputs, reduced| split(AdapterClass::Discrete, outputs, reduced),
+    }
+}

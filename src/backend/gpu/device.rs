@@ -1,0 +1,200 @@
+//! Choosing an adapter and opening it. One device per adapter and process: software drivers crash when many
+//! devices are made at once.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use parking_lot::Mutex;
+
+use crate::backend::{Caps, Fault};
+use crate::error::ErrorKind;
+
+use super::pool::Pool;
+use super::{AdapterClass, AdapterInfo, Gpu, codegen};
+
+static ADAPTERS: LazyLock<Vec<wgpu::Adapter>> = LazyLock::new(|| {
+    // GL only where there is nothing else: looking for it is slow and noisy.
+    let find = |backends: wgpu::Backends| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        // Vulkan's own validation layers cost much and are for people who write wgpu.
+        descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+        descriptor.backends = backends & wgpu::Backends::from_env().unwrap_or(backends);
+        pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(backends))
+    };
+    let mut adapters = find(wgpu::Backends::PRIMARY);
+    if adapters.is_empty() {
+        adapters = find(wgpu::Backends::SECONDARY);
+    }
+    adapters.retain(|a| a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS));
+    adapters.sort_by_key(|a| rank(&a.get_info()));
+    adapters
+});
+
+/// Open devices, with their adapters' positions in [`ADAPTERS`].
+static DEVICES: Mutex<Vec<(usize, Arc<Gpu>)>> = Mutex::new(Vec::new());
+
+fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    let name = info.name.to_lowercase();
+    info.device_type == wgpu::DeviceType::Cpu
+        || ["llvmpipe", "swiftshader", "basic render"].iter().any(|n| name.contains(n))
+}
+
+/// Better adapters first; of one adapter's drivers, the native one before GL.
+fn rank(info: &wgpu::AdapterInfo) -> (u32, bool) {
+    let kind = match info.device_type {
+        _ if is_software(info) => 4,
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other | wgpu::DeviceType::Cpu => 3,
+    };
+    (kind, info.backend == wgpu::Backend::Gl)
+}
+
+fn class(info: &wgpu::AdapterInfo) -> AdapterClass {
+    match rank(info).0 {
+        4 => AdapterClass::Software,
+        0 | 2 => AdapterClass::Discrete,
+        _ => AdapterClass::Integrated,
+    }
+}
+
+/// The names of all adapters, the best first.
+pub fn adapters() -> Vec<String> {
+    ADAPTERS.iter().map(|a| a.get_info().name).collect()
+}
+
+/// Opens the best adapter, or the best whose name contains `name`.
+pub fn pick(name: Option<&str>) -> Result<Arc<Gpu>, Fault> {
+    let wanted = name.unwrap_or("").to_lowercase();
+    let fits = |a: &wgpu::Adapter| a.get_info().name.to_lowercase().contains(&wanted);
+    let Some(index) = ADAPTERS.iter().position(fits) else {
+        let message = match ADAPTERS.is_empty() {
+            true => "no GPU, and no software Vulkan either (Mesa's lavapipe is one)".into(),
+            false => format!("no adapter is named like {wanted:?}; there are: {}", adapters().join(", ")),
+        };
+        return Err(Fault { kind: ErrorKind::Device, message, command: None });
+    };
+    let mut devices = DEVICES.lock();
+    if let Some((_, gpu)) = devices.iter().find(|(i, gpu)| *i == index && !gpu.faults.is_lost()) {
+        return Ok(gpu.clone());
+    }
+    let gpu = Arc::new(open(&ADAPTERS[index])?);
+    devices.retain(|(i, _)| *i != index);
+    devices.push((index, gpu.clone()));
+    Ok(gpu)
+}
+
+fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
+    let info = adapter.get_info();
+    let features = adapter.features()
+        & (wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::PIPELINE_CACHE);
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("wgrad"),
+        required_features: features,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Fault {
+        kind: ErrorKind::Device,
+        message: format!("{} does not open: {e}", info.name),
+        command: None,
+    })?;
+    let faults = Arc::new(Faults::default());
+    // Without a handler of ours, wgpu panics.
+    let sink = faults.clone();
+    device.on_uncaptured_error(Arc::new(move |error| sink.put(from_wgpu(&error))));
+    let sink = faults.clone();
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            sink.lose(format!("the device is lost: {message}"));
+        }
+    });
+
+    let limits = device.limits();
+    let uniform = info.subgroup_min_size == info.subgroup_max_size;
+    let subgroup_size =
+        (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
+    let info = AdapterInfo { name: info.name.clone(), class: class(&info), limits, features, subgroup_size };
+    let limits = &info.limits;
+    let caps = Caps {
+        // One is kept for the status word.
+        max_bindings: (limits.max_storage_buffers_per_shader_stage as usize - 1).min(64),
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize,
+        f64: false,
+        split_reduction: codegen::split_for(info.class),
+    };
+    let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);
+    Ok(Gpu::new(info, caps, device, queue, faults, pool))
+}
+
+/// A wgpu error in our words.
+pub fn from_wgpu(error: &wgpu::Error) -> Fault {
+    let (kind, message) = match error {
+        wgpu::Error::OutOfMemory { .. } => {
+            (ErrorKind::OutOfMemory, "the device is out of memory".to_string())
+        }
+        other => (ErrorKind::Backend, other.to_string()),
+    };
+    Fault { kind, message, command: None }
+}
+
+/// What went wrong outside of a call, kept for the next one.
+#[derive(Default)]
+pub struct Faults {
+    first: Mutex<Option<Fault>>,
+    lost: OnceLock<String>,
+}
+
+impl Faults {
+    pub fn put(&self, fault: Fault) {
+        self.first.lock().get_or_insert(fault);
+    }
+
+    fn lose(&self, message: String) {
+        let _ = self.lost.set(message);
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    /// The first fault since the last call; a lost device stays a fault.
+    pub fn take(&self) -> Result<(), Fault> {
+        if let Some(message) = self.lost.get() {
+            return Err(Fault { kind: ErrorKind::Backend, message: message.clone(), command: None });
+        }
+        self.first.lock().take().map_or(Ok(()), Err)
+    }
+}
+
+/// Runs `f`, and returns the error that wgpu met in it.
+pub fn scoped<R>(device: &wgpu::Device, f: impl FnOnce() -> R) -> Result<R, Fault> {
+    let filters =
+        [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
+    let [memory, internal, validation] = filters.map(|filter| device.push_error_scope(filter));
+    let value = f();
+    let mut first = None;
+    for scope in [validation, internal, memory] {
+        first = pollster::block_on(scope.pop()).or(first);
+    }
+    match first {
+        Some(error) => Err(from_wgpu(&error)),
+        None => Ok(value),
+    }
+}
+
+/// Blocks until a submission is done, or all are.
+pub fn wait(device: &wgpu::Device, submission: Option<wgpu::SubmissionIndex>) -> Result<(), Fault> {
+    let fault = |message: String| Fault { kind: ErrorKind::Backend, message, command: None };
+    let poll = || device.poll(wgpu::PollType::Wait { submission_index: submission, timeout: None });
+    // wgpu panics here when the device is lost.
+    match catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(fault(error.to_string())),
+        Err(_) => Err(fault("the device was lost while waiting for it".into())),
+    }
+}

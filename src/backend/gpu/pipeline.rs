@@ -1,0 +1,267 @@
+//! From a recording to pipelines, grids and packed parameters.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rayon::prelude::*;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::backend::{Fault, report};
+use crate::graph::dtype::DType;
+use crate::graph::kernel::{Command, Kernel, Recording, Slot};
+
+use super::AdapterInfo;
+use super::codegen::{self, Call};
+use super::device::scoped;
+
+/// What `compile` makes of a recording.
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// The run's uniform buffer; scalars are filled in with each run.
+    pub uniforms: Vec<u8>,
+    /// Where scalars go in it.
+    pub scalars: Vec<Scalars>,
+    /// How many of its pipelines were new.
+    pub new_pipelines: usize,
+}
+
+pub struct Scalars {
+    pub at: usize,
+    /// Where they begin in the run's list.
+    pub first: usize,
+    pub types: Vec<DType>,
+}
+
+pub enum Step {
+    Dispatch(Dispatch),
+    Copy { from: Slot, to: Slot, bytes: usize },
+}
+
+pub struct Dispatch {
+    /// Index in the recording.
+    pub command: usize,
+    pub pipeline: Arc<Pipeline>,
+    pub buffers: Vec<Slot>,
+    /// Offset and size of the parameters in the uniform buffer, where it has any.
+    pub params: Option<(u32, u32)>,
+    pub scalars: Option<(u32, u32)>,
+    pub workgroups: [u32; 3],
+    pub flops: u64,
+    pub kernel: Arc<Kernel>,
+}
+
+pub struct Pipeline {
+    pub raw: wgpu::ComputePipeline,
+    pub layout: Arc<Layout>,
+}
+
+/// The bindings of a kernel, as far as they matter to a bind group's layout.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct LayoutKey {
+    params: bool,
+    scalars: bool,
+    written: SmallVec<[bool; 8]>,
+    pub status: bool,
+}
+
+pub struct Layout {
+    pub id: usize,
+    pub key: LayoutKey,
+    pub group: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+}
+
+/// All pipelines of a device, by their code.
+#[derive(Default)]
+pub struct Pipelines {
+    pipelines: Mutex<FxHashMap<String, Arc<Pipeline>>>,
+    layouts: Mutex<HashMap<LayoutKey, Arc<Layout>>>,
+}
+
+struct Wanted {
+    command: usize,
+    layout: LayoutKey,
+    call: Call,
+}
+
+impl Pipelines {
+    pub fn compile(
+        &self,
+        device: &wgpu::Device,
+        info: &AdapterInfo,
+        recording: &Recording,
+    ) -> Result<Plan, Fault> {
+        let wanted = wanted(info, recording)?;
+        let mut missing: Vec<&Wanted> = vec![];
+        {
+            let known = self.pipelines.lock();
+            let mut seen = std::collections::HashSet::new();
+            for w in &wanted {
+                if !known.contains_key(&key(&w.call)) && seen.insert(key(&w.call)) {
+                    missing.push(w);
+                }
+            }
+        }
+        let made: Vec<(String, Pipeline)> = missing
+            .par_iter()
+            .map(|w| {
+                let kernel = kernel(recording, w.command);
+                let layout = self.layout(device, &w.layout)?;
+                let pipeline = build(device, kernel.map_or("", |k| &k.label), &w.call, layout);
+                Ok((key(&w.call), pipeline.map_err(|f| Fault { command: Some(w.command), ..f })?))
+            })
+            .collect::<Result<_, Fault>>()?;
+        let new_pipelines = made.len();
+        let mut known = self.pipelines.lock();
+        known.extend(made.into_iter().map(|(key, pipeline)| (key, Arc::new(pipeline))));
+
+        let align = info.limits.min_uniform_buffer_offset_alignment as usize;
+        let mut plan = Plan { steps: vec![], uniforms: vec![], scalars: vec![], new_pipelines };
+        let mut calls = wanted.into_iter().peekable();
+        // Equal parameters are stored once.
+        let mut blocks: HashMap<Vec<u8>, (u32, u32)> = HashMap::new();
+        for (command, step) in recording.commands.iter().enumerate() {
+            let (kernel, buffers, first) = match step {
+                Command::Copy { bytes: 0, .. } => continue,
+                &Command::Copy { from, to, bytes } => {
+                    plan.steps.push(Step::Copy { from, to, bytes });
+                    continue;
+                }
+                Command::Dispatch { kernel, buffers, scalars } => (kernel, buffers, *scalars),
+            };
+            let mut scalars = None;
+            if !kernel.scalars.is_empty() && calls.peek().is_some_and(|w| w.command == command) {
+                let at = reserve(&mut plan.uniforms, (kernel.scalars.len() * 4).next_multiple_of(16), align);
+                plan.scalars.push(Scalars { at: at.0 as usize, first, types: kernel.scalars.clone() });
+                scalars = Some(at);
+            }
+            while let Some(Wanted { call, .. }) = calls.next_if(|w| w.command == command) {
+                let Some(pipeline) = known.get(&key(&call)).cloned() else { continue };
+                let params = (!call.params.is_empty()).then(|| {
+                    *blocks.entry(call.params.clone()).or_insert_with(|| {
+                        let at = reserve(&mut plan.uniforms, call.params.len().next_multiple_of(16), align);
+                        plan.uniforms[at.0 as usize..][..call.params.len()].copy_from_slice(&call.params);
+                        at
+                    })
+                });
+                plan.steps.push(Step::Dispatch(Dispatch {
+                    command,
+                    pipeline,
+                    buffers: buffers.clone(),
+                    params,
+                    scalars,
+                    workgroups: call.workgroups,
+                    flops: call.flops,
+                    kernel: kernel.clone(),
+                }));
+            }
+        }
+        Ok(plan)
+    }
+
+    fn layout(&self, device: &wgpu::Device, key: &LayoutKey) -> Result<Arc<Layout>, Fault> {
+        let mut layouts = self.layouts.lock();
+        if let Some(known) = layouts.get(key) {
+            return Ok(known.clone());
+        }
+        let mut entries = vec![];
+        let mut entry = |binding: usize, ty: wgpu::BufferBindingType, has_dynamic_offset: bool| {
+            entries.push(wgpu::BindGroupLayoutEntry {
+                binding: binding as u32,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+                count: None,
+            });
+        };
+        if key.params {
+            entry(0, wgpu::BufferBindingType::Uniform, true);
+        }
+        if key.scalars {
+            entry(1, wgpu::BufferBindingType::Uniform, true);
+        }
+        for (i, written) in key.written.iter().enumerate() {
+            entry(2 + i, wgpu::BufferBindingType::Storage { read_only: !written }, false);
+        }
+        if key.status {
+            entry(2 + key.written.len(), wgpu::BufferBindingType::Storage { read_only: false }, true);
+        }
+        let (group, pipeline) = scoped(device, || {
+            let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            });
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                bind_group_layouts: &[Some(&group)],
+                ..Default::default()
+            });
+            (group, pipeline)
+        })?;
+        let layout = Arc::new(Layout { id: layouts.len(), key: key.clone(), group, pipeline });
+        layouts.insert(key.clone(), layout.clone());
+        Ok(layout)
+    }
+}
+
+fn kernel(recording: &Recording, command: usize) -> Option<&Arc<Kernel>> {
+    match recording.commands.get(command)? {
+        Command::Dispatch { kernel, .. } => Some(kernel),
+        Command::Copy { .. } => None,
+    }
+}
+
+/// One text may have several entry points.
+fn key(call: &Call) -> String {
+    format!("{}\n{}", call.entry, call.wgsl)
+}
+
+fn wanted(info: &AdapterInfo, recording: &Recording) -> Result<Vec<Wanted>, Fault> {
+    let mut out = vec![];
+    for (command, step) in recording.commands.iter().enumerate() {
+        let Command::Dispatch { kernel, .. } = step else { continue };
+        for call in codegen::generate(kernel, info).map_err(|f| Fault { command: Some(command), ..f })? {
+            let layout = LayoutKey {
+                params: !call.params.is_empty(),
+                scalars: !kernel.scalars.is_empty(),
+                written: kernel.bindings.iter().map(|b| b.written).collect(),
+                status: call.status,
+            };
+            out.push(Wanted { command, layout, call });
+        }
+    }
+    Ok(out)
+}
+
+/// Makes room in the uniform buffer; returns offset and size.
+fn reserve(uniforms: &mut Vec<u8>, bytes: usize, align: usize) -> (u32, u32) {
+    let at = uniforms.len().next_multiple_of(align.max(16));
+    uniforms.resize(at + bytes, 0);
+    (at as u32, bytes as u32)
+}
+
+fn build(device: &wgpu::Device, label: &str, call: &Call, layout: Arc<Layout>) -> Result<Pipeline, Fault> {
+    if report::level() >= 4 {
+        eprintln!("{}", call.wgsl);
+    }
+    let raw = scoped(device, || {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(label),
+            source: wgpu::ShaderSource::Wgsl(call.wgsl.as_str().into()),
+        });
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(label),
+            layout: Some(&layout.pipeline),
+            module: &module,
+            entry_point: Some(call.entry),
+            // Kernels write what they read.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        })
+    });
+    let raw = raw.map_err(|f| Fault { message: format!("kernel {label}: {}", f.message), ..f })?;
+    Ok(Pipeline { raw, layout })
+}

@@ -1,0 +1,1 @@
+//! Measurements, run by hand: `cargo test figures -- --ignored --nocapture`.

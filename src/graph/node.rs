@@ -1,0 +1,192 @@
+//! Nodes: values that are recorded, and become buffers when something needs them.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use super::device::Device;
+use super::dtype::{DType, Scalar};
+use super::kernel::{OpRef, ReduceOp};
+use super::layout::{Dims, Layout, numel};
+use super::program::MapOp;
+use crate::backend::Buffer;
+use crate::error::Error;
+
+/// An immutable value on a device, row-major and without gaps: first a recipe, then a buffer. What looks like
+/// a change to a tensor in place is a new node.
+pub struct Node {
+    /// Grows with time, so an input's id is below its consumer's: sorting by id is a topological order.
+    pub id: u64,
+    pub device: Device,
+    pub dtype: DType,
+    pub shape: Dims,
+    /// The user's line that recorded it.
+    pub caller: &'static Location<'static>,
+    pub(super) state: Mutex<State>,
+    /// The executor's mark: epoch in the high half, index within the current collection in the low.
+    pub(super) mark: AtomicU64,
+}
+
+pub(super) enum State {
+    Pending(Recipe),
+    Ready(Buffer),
+    Failed(Error),
+}
+
+/// How to compute a node.
+pub(super) struct Recipe {
+    pub op: NodeOp,
+    pub inputs: SmallVec<[Operand; 3]>,
+    /// Hash of op, types, shapes and layouts: all but which nodes the inputs are and what the scalars say.
+    pub key: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum NodeOp {
+    /// Elementwise. Every operand's layout has the node's shape.
+    Map { op: &'static MapOp, operand: DType },
+    /// The operand's layout has the node's shape followed by the reduced dimensions.
+    Reduce(ReduceOp),
+    Structured(OpRef),
+    /// The first operand (whole, as it lies) with the elements at this layout replaced by the second.
+    Write(Layout),
+    /// Memory with whatever contents, to be covered by writes.
+    Empty,
+}
+
+#[derive(Clone)]
+pub enum Operand {
+    Node(Arc<Node>, Layout),
+    /// The u32 position that each coordinate has in this layout: counting, without memory.
+    Index(Layout),
+    Scalar(Scalar),
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+/// Fixed, so that plans hash alike from run to run.
+pub(super) const HASHER: foldhash::quality::FixedState = foldhash::quality::FixedState::with_seed(0x77_67_72_61_64);
+
+impl Node {
+    /// Records a value. It fails where an input has failed.
+    pub fn record(
+        device: &Device,
+        dtype: DType,
+        shape: &[usize],
+        op: NodeOp,
+        inputs: SmallVec<[Operand; 3]>,
+        caller: &'static Location<'static>,
+    ) -> Arc<Node> {
+        let failed = inputs.iter().find_map(|input| match input {
+            Operand::Node(node, _) => node.error(),
+            _ => None,
+        });
+        if let Some(error) = failed {
+            return Node::with_state(device, dtype, shape, caller, State::Failed(error));
+        }
+        let mut hasher = HASHER.build_hasher();
+        (&op, dtype, shape).hash(&mut hasher);
+        for input in &inputs {
+            match input {
+                Operand::Node(node, layout) => (0u8, node.dtype, layout).hash(&mut hasher),
+                Operand::Index(layout) => (1u8, layout).hash(&mut hasher),
+                Operand::Scalar(_) => 2u8.hash(&mut hasher),
+            }
+        }
+        let recipe = Recipe { op, inputs, key: hasher.finish() };
+        let node = Node::with_state(device, dtype, shape, caller, State::Pending(recipe));
+        device.note_pending(&node);
+        node
+    }
+
+    pub fn ready(
+        device: &Device,
+        dtype: DType,
+        shape: &[usize],
+        buffer: Buffer,
+        caller: &'static Location<'static>,
+    ) -> Arc<Node> {
+        Node::with_state(device, dtype, shape, caller, State::Ready(buffer))
+    }
+
+    pub fn failed(device: &Device, dtype: DType, error: Error) -> Arc<Node> {
+        Node::with_state(device, dtype, &[0], error.caller(), State::Failed(error))
+    }
+
+    fn with_state(
+        device: &Device,
+        dtype: DType,
+        shape: &[usize],
+        caller: &'static Location<'static>,
+        state: State,
+    ) -> Arc<Node> {
+        Arc::new(Node {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            device: device.clone(),
+            dtype,
+            shape: Dims::from_slice(shape),
+            caller,
+            state: Mutex::new(state),
+            mark: AtomicU64::new(0),
+        })
+    }
+
+    pub fn numel(&self) -> usize {
+        numel(&self.shape)
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.numel() * self.dtype.size()
+    }
+
+    pub fn error(&self) -> Option<Error> {
+        match &*self.state.lock() {
+            State::Failed(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
+    pub fn buffer(&self) -> Option<Buffer> {
+        match &*self.state.lock() {
+            State::Ready(buffer) => Some(buffer.clone()),
+            _ => None,
+        }
+    }
+
+    /// Sets what the executor made of this node and lets go of its inputs.
+    pub(super) fn settle(&self, state: State) {
+        let old = std::mem::replace(&mut *self.state.lock(), state);
+        release(old);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let state = std::mem::replace(self.state.get_mut(), State::Failed(dropped()));
+        release(state);
+    }
+}
+
+/// A state to leave behind in a node that nobody can reach any more; made once.
+fn dropped() -> Error {
+    static DROPPED: std::sync::OnceLock<Error> = std::sync::OnceLock::new();
+    DROPPED.get_or_init(|| Error::new(crate::error::ErrorKind::Backend, "", "dropped")).clone()
+}
+
+/// Drops a recipe without recursion, since chains are as long as users make them.
+fn release(state: State) {
+    let State::Pending(recipe) = state else { return };
+    let mut stack = vec![recipe.inputs];
+    while let Some(inputs) = stack.pop() {
+        for input in inputs {
+            let Operand::Node(node, _) = input else { continue };
+            let Some(mut node) = Arc::into_inner(node) else { continue };
+            if let State::Pending(recipe) = std::mem::replace(node.state.get_mut(), State::Failed(dropped())) {
+                stack.push(recipe.inputs);
+            }
+        }
+    }
+}

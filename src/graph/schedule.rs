@@ -1,0 +1,628 @@
+//! From recorded nodes to kernels: which values are stored, and which are computed inside which kernel.
+//!
+//! A pure function of the graph and the device's [`Caps`], run once for each structure (see `executor`):
+//!
+//! 1. **Group.** Walking forward, an elementwise node joins the kernel of an operand that it reads element for
+//!    element, unless that would make two kernels wait for each other.
+//! 2. **Store.** Walking backward, a value is stored if someone outside will look at it, or if computing it in
+//!    each place that uses it costs more than a round trip through memory.
+//! 3. **Emit.** Every stored value is the root of an expression that ends at other stored values; the roots of
+//!    one group become one kernel.
+//! 4. **Merge.** Elementwise kernels that do not wait for each other go side by side into one dispatch.
+
+use std::collections::{BTreeSet, HashMap};
+use std::panic::Location;
+
+use smallvec::SmallVec;
+
+use super::arrange;
+use super::dtype::DType;
+use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
+use super::layout::{Dims, Layout, numel};
+use super::node::NodeOp;
+use super::program::{Access, Inst, Program, Reg, Store};
+use crate::backend::Caps;
+
+/// Longest expression in one kernel: beyond it compile times and register pressure cost more than a store.
+const MAX_INSTS: u32 = 64;
+/// An expression of this price (in additions) and at most [`CHEAP_LOADS`] operands is computed again rather than stored.
+const CHEAP_COST: u32 = 4;
+const CHEAP_LOADS: usize = 2;
+
+/// The pending nodes of one flush, by index; inputs come before their consumers.
+pub struct Graph {
+    pub nodes: Vec<GraphNode>,
+    pub leaves: Vec<Leaf>,
+}
+
+pub struct GraphNode {
+    pub op: NodeOp,
+    pub dtype: DType,
+    pub shape: Dims,
+    pub inputs: SmallVec<[Input; 3]>,
+    /// Someone outside the graph can still read it.
+    pub keep: bool,
+    pub caller: &'static Location<'static>,
+}
+
+#[derive(Clone)]
+pub enum Input {
+    Value(Value, Layout),
+    Index(Layout),
+    /// Number in the flush's list of scalars.
+    Scalar(usize),
+}
+
+pub struct Leaf {
+    pub dtype: DType,
+    pub bytes: usize,
+    /// Nobody else holds it, so its memory may be overwritten once it has been read.
+    pub donated: bool,
+}
+
+/// Something that lies in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Value {
+    Leaf(usize),
+    Node(usize),
+    /// Partial results of a reduction in two steps.
+    Partial(usize),
+}
+
+/// A kernel with the values behind its bindings and scalars.
+pub struct Step {
+    pub kernel: Kernel,
+    pub values: Vec<Value>,
+    pub scalars: Vec<usize>,
+    /// For a write into part of a tensor: the value whose other elements the output keeps.
+    pub base: Option<Value>,
+}
+
+/// Kernels in the order to run them, and the bytes of every stored value that is no leaf.
+pub struct Schedule {
+    pub steps: Vec<Step>,
+    pub bytes: HashMap<Value, usize>,
+}
+
+/// In which of a kernel's two index spaces a value is used: before the anchor or after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Space {
+    Pre,
+    Post,
+}
+
+struct Group {
+    shape: Dims,
+    anchor: Option<usize>,
+    /// Elementwise nodes may be computed on its output.
+    open: bool,
+    members: Vec<usize>,
+    deps: BTreeSet<usize>,
+}
+
+struct Scheduler<'g> {
+    graph: &'g Graph,
+    caps: &'g Caps,
+    groups: Vec<Group>,
+    group: Vec<usize>,
+    /// Must be stored because the expression would grow past a limit, or its consumer reads memory only.
+    force: Vec<bool>,
+    cost: Vec<u32>,
+    loads: Vec<BTreeSet<Value>>,
+    stored: Vec<bool>,
+    /// Of a stored node: the kernel that computes it. Starts as the group; a group over the binding limit is cut.
+    part: Vec<usize>,
+}
+
+pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
+    let n = graph.nodes.len();
+    let mut s = Scheduler {
+        graph,
+        caps,
+        groups: vec![],
+        group: vec![0; n],
+        force: vec![false; n],
+        cost: vec![0; n],
+        loads: vec![BTreeSet::new(); n],
+        stored: vec![false; n],
+        part: vec![0; n],
+    };
+    s.measure();
+    s.form_groups();
+    s.choose_stored();
+    let mut bytes = HashMap::new();
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if s.stored[i] {
+            bytes.insert(Value::Node(i), numel(&node.shape) * node.dtype.size());
+        }
+    }
+    let mut steps = s.emit_all();
+    arrange::split_reductions(&mut steps, caps, &mut bytes);
+    let steps = arrange::merge_maps(arrange::order(steps), caps);
+    Schedule { steps, bytes }
+}
+
+/// Whether `layout` reads all elements of a value of `n` elements in their order.
+fn is_identity(layout: &Layout, n: usize) -> bool {
+    layout.offset == 0 && layout.numel() == n && layout.is_contiguous()
+}
+
+/// What reading a value of `n` elements through `view` means for an operand that the value reads through
+/// `operand`: one layout of the operand, over the view's shape.
+fn through(view: &Layout, n: usize, operand: &Layout) -> Option<Layout> {
+    if is_identity(view, n) { operand.reshape(&view.shape) } else { view.compose(operand) }
+}
+
+impl<'g> Scheduler<'g> {
+    fn node(&self, i: usize) -> &'g GraphNode {
+        &self.graph.nodes[i]
+    }
+
+    fn is_map(&self, i: usize) -> bool {
+        matches!(self.node(i).op, NodeOp::Map { .. })
+    }
+
+    /// Forward: how large each elementwise expression gets if all of its operands are computed in place.
+    fn measure(&mut self) {
+        let mut insts = vec![0u32; self.graph.nodes.len()];
+        // Room for the outputs, and for the operands that fused neighbours bring.
+        let max_loads = self.caps.max_bindings.saturating_sub(2).max(1);
+        for (i, node) in self.graph.nodes.iter().enumerate() {
+            let NodeOp::Map { op, .. } = &node.op else {
+                if matches!(node.op, NodeOp::Structured(_)) || matches!(node.op, NodeOp::Write(_)) {
+                    let memory_only = if matches!(node.op, NodeOp::Write(_)) { 1 } else { node.inputs.len() };
+                    for input in &node.inputs[..memory_only] {
+                        if let Input::Value(Value::Node(p), _) = input {
+                            self.force[*p] = true;
+                        }
+                    }
+                }
+                continue;
+            };
+            loop {
+                let (mut size, mut cost, mut loads) = (1, op.cost, BTreeSet::new());
+                let mut inlined = vec![];
+                for input in &node.inputs {
+                    match input {
+                        Input::Value(Value::Node(p), _) if self.is_map(*p) && !self.force[*p] => {
+                            size += insts[*p];
+                            cost += self.cost[*p];
+                            loads.extend(self.loads[*p].iter().copied());
+                            inlined.push(*p);
+                        }
+                        Input::Value(v, _) => {
+                            loads.insert(*v);
+                            size += 1;
+                        }
+                        _ => size += 1,
+                    }
+                }
+                let largest = inlined.into_iter().max_by_key(|&p| (insts[p], self.loads[p].len()));
+                match largest {
+                    Some(p) if size > MAX_INSTS || loads.len() > max_loads => self.force[p] = true,
+                    _ => {
+                        insts[i] = size;
+                        self.cost[i] = cost;
+                        self.loads[i] = loads;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn form_groups(&mut self) {
+        for (i, node) in self.graph.nodes.iter().enumerate() {
+            let joined = if self.is_map(i) { self.group_to_join(i) } else { None };
+            let g = joined.unwrap_or_else(|| {
+                let (anchor, open) = match &node.op {
+                    NodeOp::Map { .. } => (None, true),
+                    NodeOp::Reduce(_) => (Some(i), true),
+                    NodeOp::Structured(op) => (Some(i), op.0.fuses_epilogue()),
+                    NodeOp::Write(_) | NodeOp::Empty => (Some(i), false),
+                };
+                let shape = node.shape.clone();
+                self.groups.push(Group { shape, anchor, open, members: vec![], deps: BTreeSet::new() });
+                self.groups.len() - 1
+            });
+            self.group[i] = g;
+            self.part[i] = g;
+            self.groups[g].members.push(i);
+            for input in &node.inputs {
+                if let Input::Value(Value::Node(p), _) = input
+                    && self.group[*p] != g
+                {
+                    let dep = self.group[*p];
+                    self.groups[g].deps.insert(dep);
+                }
+            }
+        }
+    }
+
+    fn group_to_join(&self, i: usize) -> Option<usize> {
+        let node = self.node(i);
+        let producers: SmallVec<[(usize, &Layout); 4]> = (node.inputs.iter())
+            .filter_map(|input| match input {
+                Input::Value(Value::Node(p), layout) => Some((*p, layout)),
+                _ => None,
+            })
+            .collect();
+        let mut candidates: SmallVec<[usize; 4]> = (producers.iter())
+            .filter(|(p, layout)| is_identity(layout, numel(&self.node(*p).shape)))
+            .map(|(p, _)| self.group[*p])
+            .filter(|&g| self.groups[g].open && self.groups[g].members.len() < MAX_INSTS as usize)
+            .collect();
+        // Kernels with an anchor first: their epilogue costs no dispatch of its own. Then the latest.
+        candidates.sort_unstable_by_key(|&g| std::cmp::Reverse((self.groups[g].anchor.is_some(), g)));
+        candidates.into_iter().find(|&g| {
+            let shape = &self.groups[g].shape;
+            let fits = node.inputs.iter().all(|input| match input {
+                Input::Value(_, layout) | Input::Index(layout) => layout.reshape(shape).is_some(),
+                Input::Scalar(_) => true,
+            });
+            fits && producers.iter().all(|(p, layout)| {
+                let h = self.group[*p];
+                if h == g { is_identity(layout, numel(&self.node(*p).shape)) } else { !self.waits_for(h, g) }
+            })
+        })
+    }
+
+    /// Whether group `g` needs something of `target`, through whatever others.
+    fn waits_for(&self, g: usize, target: usize) -> bool {
+        let mut stack = vec![g];
+        let mut seen = BTreeSet::new();
+        while let Some(g) = stack.pop() {
+            for &dep in &self.groups[g].deps {
+                if dep == target {
+                    return true;
+                }
+                if seen.insert(dep) {
+                    stack.push(dep);
+                }
+            }
+        }
+        false
+    }
+
+    /// Backward: a value's uses are known once all of its consumers are decided.
+    fn choose_stored(&mut self) {
+        type Use = (usize, Space, Layout);
+        let mut uses: Vec<SmallVec<[Use; 2]>> = vec![SmallVec::new(); self.graph.nodes.len()];
+        fn note(uses: &mut [SmallVec<[Use; 2]>], input: &Input, g: usize, space: Space, layout: Layout) {
+            if let Input::Value(Value::Node(p), _) = input {
+                let item = (g, space, layout);
+                if !uses[*p].contains(&item) {
+                    uses[*p].push(item);
+                }
+            }
+        }
+        for i in (0..self.graph.nodes.len()).rev() {
+            let node = self.node(i);
+            let g = self.group[i];
+            let n = numel(&node.shape);
+            let mine = std::mem::take(&mut uses[i]);
+            if self.is_map(i) && !node.keep && !self.force[i] {
+                // Where it is used, its operands are used through these layouts.
+                let views: Option<Vec<Vec<Option<Layout>>>> = (mine.iter())
+                    .map(|(_, _, view)| {
+                        node.inputs
+                            .iter()
+                            .map(|input| match input {
+                                Input::Scalar(_) => Some(None),
+                                Input::Value(_, l) | Input::Index(l) => through(view, n, l).map(Some),
+                            })
+                            .collect()
+                    })
+                    .collect();
+                let cheap = self.cost[i] <= CHEAP_COST && self.loads[i].len() <= CHEAP_LOADS;
+                let repeated = mine.len() > 1 || mine.iter().any(|(_, _, view)| view.numel() > n);
+                if let Some(views) = views
+                    && (cheap || !repeated)
+                {
+                    for ((g, space, _), views) in mine.iter().zip(views) {
+                        for (input, view) in node.inputs.iter().zip(views) {
+                            if let Some(view) = view {
+                                note(&mut uses, input, *g, *space, view);
+                            }
+                        }
+                    }
+                    continue;
+                }
+            }
+            // A value that only its own kernel's epilogue reads need not be stored.
+            self.stored[i] = node.keep
+                || self.force[i]
+                || self.is_map(i)
+                || matches!(node.op, NodeOp::Write(_) | NodeOp::Empty)
+                || mine.iter().any(|(user, space, _)| *user != g || *space == Space::Pre);
+            let space = if matches!(node.op, NodeOp::Reduce(_)) { Space::Pre } else { Space::Post };
+            for input in &node.inputs {
+                if let Input::Value(_, layout) = input {
+                    let over = if self.is_map(i) { layout.reshape(&self.groups[g].shape) } else { None };
+                    note(&mut uses, input, g, space, over.unwrap_or_else(|| layout.clone()));
+                }
+            }
+        }
+    }
+
+    fn emit_all(&mut self) -> Vec<Step> {
+        let mut steps = vec![];
+        let mut next_part = self.groups.len();
+        let mut work: Vec<(usize, Vec<usize>)> = (self.groups.iter().enumerate())
+            .map(|(g, group)| (g, group.members.iter().copied().filter(|&m| self.stored[m]).collect()))
+            .collect();
+        work.reverse();
+        while let Some((part, roots)) = work.pop() {
+            if roots.is_empty() || matches!(self.node(roots[0]).op, NodeOp::Empty) {
+                continue;
+            }
+            let step = self.emit(part, &roots);
+            if step.kernel.bindings.len() <= self.caps.max_bindings || roots.len() == 1 {
+                steps.push(step);
+                continue;
+            }
+            // Too many buffers for one kernel: cut it. What the second half needs of the first is loaded.
+            let anchor = self.groups[self.group[roots[0]]].anchor.filter(|_| part < self.groups.len());
+            let (first, second) = match anchor {
+                Some(a) => {
+                    self.stored[a] = true;
+                    (vec![a], roots.into_iter().filter(|&r| r != a).collect::<Vec<_>>())
+                }
+                None => (roots[..roots.len() / 2].to_vec(), roots[roots.len() / 2..].to_vec()),
+            };
+            for &r in &second {
+                self.part[r] = next_part;
+            }
+            work.push((next_part, second));
+            work.push((part, first));
+            next_part += 1;
+        }
+        steps
+    }
+
+    fn emit(&self, part: usize, roots: &[usize]) -> Step {
+        let group = &self.groups[self.group[roots[0]]];
+        // An anchor cut off from its epilogue belongs to the first part only.
+        let anchor = group.anchor.filter(|&a| self.part[a] == part);
+        let node = self.node(anchor.unwrap_or(roots[0]));
+        let mut e = Emitter::new(self, part);
+        let mut base = None;
+        let body = match (&node.op, &node.inputs[..]) {
+            (NodeOp::Reduce(op), [input @ Input::Value(_, layout)]) => {
+                e.begin(&layout.shape, None);
+                let value = e.input(input, layout, node.dtype);
+                let (pre, kept) = e.take(node.shape.len());
+                e.shared.name(op.name());
+                e.outputs(roots, &group.shape, anchor);
+                let post = e.take(0).0;
+                Body::Reduce(Reduce { op: *op, dtype: node.dtype, pre, value, kept, post })
+            }
+            (NodeOp::Structured(op), inputs) => {
+                let mut reads = vec![];
+                for input in inputs {
+                    if let Input::Value(value, layout) = input {
+                        let dtype = self.dtype(*value);
+                        // One binding for each input, even where two are one buffer: kernels count them.
+                        e.shared.push_binding(*value, dtype, false);
+                        reads.push((dtype, layout.clone()));
+                    }
+                }
+                e.shared.name(op.0.name());
+                e.outputs(roots, &group.shape, anchor);
+                Body::Structured(Structured {
+                    op: op.clone(),
+                    inputs: reads,
+                    out_shape: node.shape.clone(),
+                    out_dtype: node.dtype,
+                    post: e.take(0).0,
+                })
+            }
+            (NodeOp::Write(to), [Input::Value(old, _), value]) => {
+                base = Some(*old);
+                e.begin(&to.shape, None);
+                let view = match value {
+                    Input::Value(_, layout) | Input::Index(layout) => layout,
+                    Input::Scalar(_) => to,
+                };
+                let reg = e.input(value, view, node.dtype);
+                e.store(reg, Value::Node(roots[0]), node.dtype, to.clone());
+                e.shared.name("write");
+                Body::Map(vec![e.take(0).0])
+            }
+            _ => {
+                e.outputs(roots, &group.shape, None);
+                Body::Map(vec![e.take(0).0])
+            }
+        };
+        let Shared { values, bindings, scalars, scalar_types, label } = e.shared;
+        let caller = roots.last().map_or(node.caller, |&r| self.node(r).caller);
+        let kernel = Kernel { body, bindings, scalars: scalar_types, label, caller };
+        Step { kernel, values, scalars, base }
+    }
+
+    fn dtype(&self, value: Value) -> DType {
+        match value {
+            Value::Leaf(i) => self.graph.leaves[i].dtype,
+            Value::Node(i) | Value::Partial(i) => self.node(i).dtype,
+        }
+    }
+}
+
+/// What the programs of one kernel have in common.
+#[derive(Default)]
+struct Shared {
+    values: Vec<Value>,
+    bindings: Vec<Binding>,
+    scalars: Vec<usize>,
+    scalar_types: Vec<DType>,
+    label: String,
+}
+
+impl Shared {
+    fn push_binding(&mut self, value: Value, dtype: DType, written: bool) -> u16 {
+        self.values.push(value);
+        self.bindings.push(Binding { dtype, written });
+        (self.values.len() - 1) as u16
+    }
+
+    fn binding(&mut self, value: Value, dtype: DType, written: bool) -> u16 {
+        match self.values.iter().position(|&v| v == value) {
+            Some(i) => i as u16,
+            None => self.push_binding(value, dtype, written),
+        }
+    }
+
+    fn scalar(&mut self, index: usize, dtype: DType) -> u16 {
+        let known = self.scalars.iter().zip(&self.scalar_types).position(|(&s, &t)| s == index && t == dtype);
+        known.unwrap_or_else(|| {
+            self.scalars.push(index);
+            self.scalar_types.push(dtype);
+            self.scalars.len() - 1
+        }) as u16
+    }
+
+    fn name(&mut self, name: &str) {
+        if self.label.len() > 60 {
+            return;
+        }
+        if !self.label.is_empty() {
+            self.label.push('_');
+        }
+        self.label.push_str(name);
+    }
+}
+
+/// Builds a kernel's programs by walking expressions from their roots to what is stored.
+struct Emitter<'s, 'g> {
+    s: &'s Scheduler<'g>,
+    part: usize,
+    shared: Shared,
+    program: Program,
+    anchor: Option<usize>,
+    memo: HashMap<(usize, Layout), Reg>,
+    known: HashMap<Inst, Reg>,
+}
+
+impl<'s, 'g> Emitter<'s, 'g> {
+    fn new(s: &'s Scheduler<'g>, part: usize) -> Self {
+        Emitter {
+            s,
+            part,
+            shared: Shared::default(),
+            program: Program::default(),
+            anchor: None,
+            memo: HashMap::new(),
+            known: HashMap::new(),
+        }
+    }
+
+    fn begin(&mut self, shape: &[usize], anchor: Option<usize>) {
+        self.program = Program { shape: Dims::from_slice(shape), ..Program::default() };
+        self.anchor = anchor;
+        self.memo.clear();
+        self.known.clear();
+    }
+
+    /// The program so far, with its dimensions merged (the first `keep` and the others apart), and how many
+    /// are left of the first.
+    fn take(&mut self, keep: usize) -> (Program, usize) {
+        let mut program = std::mem::take(&mut self.program);
+        let kept = program.collapse(keep);
+        (program, kept)
+    }
+
+    fn outputs(&mut self, roots: &[usize], shape: &[usize], anchor: Option<usize>) {
+        self.begin(shape, anchor);
+        for &root in roots {
+            let node = self.s.node(root);
+            let whole = Layout::contiguous(shape);
+            let reg = if Some(root) == anchor { self.push(Inst::Anchor(node.dtype)) } else { self.compute(root, &whole) };
+            self.store(reg, Value::Node(root), node.dtype, whole);
+        }
+    }
+
+    fn store(&mut self, value: Reg, to: Value, dtype: DType, layout: Layout) {
+        let binding = self.shared.binding(to, dtype, true);
+        self.program.stores.push(Store { value, to: Access { binding, dtype, layout } });
+    }
+
+    /// One instruction, unless the program has it already.
+    fn push(&mut self, inst: Inst) -> Reg {
+        if let Some(&reg) = self.known.get(&inst) {
+            return reg;
+        }
+        let reg = self.program.insts.len() as Reg;
+        self.program.insts.push(inst.clone());
+        self.known.insert(inst, reg);
+        reg
+    }
+
+    /// An operand, read through `view` over the program's shape. Scalars take `dtype`.
+    fn input(&mut self, input: &Input, view: &Layout, dtype: DType) -> Reg {
+        match input {
+            Input::Scalar(index) => {
+                let slot = self.shared.scalar(*index, dtype);
+                self.push(Inst::Scalar { slot, dtype })
+            }
+            Input::Index(_) => {
+                let i = position_or_push(&mut self.program.indices, view.clone());
+                self.push(Inst::Index(i))
+            }
+            Input::Value(Value::Node(p), _) if self.anchor == Some(*p) => {
+                let dtype = self.s.node(*p).dtype;
+                self.push(Inst::Anchor(dtype))
+            }
+            Input::Value(Value::Node(p), _) if self.computes(*p, view) => self.compute(*p, view),
+            Input::Value(value, _) => {
+                let dtype = self.s.dtype(*value);
+                let binding = self.shared.binding(*value, dtype, false);
+                let access = Access { binding, dtype, layout: view.clone() };
+                let i = position_or_push(&mut self.program.loads, access);
+                self.push(Inst::Load(i))
+            }
+        }
+    }
+
+    /// Whether a value is computed here rather than loaded.
+    fn computes(&self, p: usize, view: &Layout) -> bool {
+        let own_root = self.s.is_map(p)
+            && self.s.part[p] == self.part
+            && is_identity(view, numel(&self.s.node(p).shape));
+        !self.s.stored[p] || own_root
+    }
+
+    fn compute(&mut self, p: usize, view: &Layout) -> Reg {
+        if let Some(&reg) = self.memo.get(&(p, view.clone())) {
+            return reg;
+        }
+        let s = self.s;
+        let node = s.node(p);
+        let NodeOp::Map { op, operand } = node.op else {
+            unreachable!("only elementwise values are computed within another kernel")
+        };
+        let n = numel(&node.shape);
+        let mut args = SmallVec::new();
+        for (k, input) in node.inputs.iter().enumerate() {
+            let dtype = if op.mask_first && k == 0 { DType::Bool } else { operand };
+            let view = match input {
+                Input::Value(_, l) | Input::Index(l) => {
+                    through(view, n, l).expect("checked when the value was chosen to be computed here")
+                }
+                Input::Scalar(_) => view.clone(),
+            };
+            args.push(self.input(input, &view, dtype));
+        }
+        self.shared.name(op.name);
+        let reg = self.push(Inst::Op { op, operand, result: node.dtype, args });
+        self.memo.insert((p, view.clone()), reg);
+        reg
+    }
+}
+
+fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> u16 {
+    let i = list.iter().position(|x| *x == item).unwrap_or_else(|| {
+        list.push(item);
+        list.len() - 1
+    });
+    i as u16
+}

@@ -1,0 +1,98 @@
+//! Conversion between dtypes and devices.
+
+use std::panic::Location;
+
+use smallvec::smallvec;
+
+use super::elementwise::CAST;
+use super::record::{Arg, Caller, map};
+use crate::autograd::is_grad_enabled;
+use crate::graph::device::Device;
+use crate::graph::dtype::DType;
+use crate::graph::node::Node;
+use crate::tensor::Tensor;
+
+/// Where or what [`Tensor::to`] converts to.
+pub enum Target {
+    DType(DType),
+    Device(Device),
+}
+
+impl From<DType> for Target {
+    fn from(dtype: DType) -> Target {
+        Target::DType(dtype)
+    }
+}
+impl From<Device> for Target {
+    fn from(device: Device) -> Target {
+        Target::Device(device)
+    }
+}
+impl From<&Device> for Target {
+    fn from(device: &Device) -> Target {
+        Target::Device(device.clone())
+    }
+}
+
+impl Tensor {
+    /// This tensor in another dtype or on another device; the tensor itself where nothing changes
+    /// (`Tensor.to`). Gradients flow through.
+    ///
+    /// ```
+    /// # use wgrad::prelude::*;
+    /// let x = tensor([1.5, -1.5]).to(I32);
+    /// assert_eq!(x.to(cpu()).to_vec::<i32>()?, [1, -1]);
+    /// # Ok::<(), wgrad::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn to(&self, target: impl Into<Target>) -> Tensor {
+        let caller = Location::caller();
+        if self.error().is_some() {
+            return self.clone();
+        }
+        match target.into() {
+            Target::DType(dtype) => to_dtype(self, dtype, caller),
+            Target::Device(device) => to_device(self, &device, caller),
+        }
+    }
+}
+
+pub(crate) fn to_dtype(t: &Tensor, dtype: DType, caller: Caller) -> Tensor {
+    let from = t.dtype();
+    if from == dtype {
+        return t.clone();
+    }
+    let out = map(&CAST, from, dtype, t.device(), t.shape(), &[Arg::from(t)], caller);
+    if is_grad_enabled()
+        && dtype.is_float()
+        && let Some(edge) = t.gradient_edge()
+    {
+        let back = Box::new(move |_: &_, g: &[Option<Tensor>]| smallvec![g[0].as_ref().map(|g| g.to(from))]);
+        out.link("ToCopyBackward0", caller, smallvec![Some(edge)], back);
+    }
+    out
+}
+
+fn to_device(t: &Tensor, device: &Device, caller: Caller) -> Tensor {
+    let from = t.device();
+    if from == device {
+        return t.clone();
+    }
+    let whole = t.contiguous();
+    let moved = crate::graph::device::check_dtype(device, t.dtype(), "to", caller)
+        .and_then(|()| whole.bytes())
+        .and_then(|bytes| device.upload(&bytes, caller, "to"));
+    let node = match moved {
+        Ok(buffer) => Node::ready(device, t.dtype(), t.shape(), buffer, caller),
+        Err(error) => return Tensor::invalid(error),
+    };
+    let out = Tensor::from_node(node);
+    if is_grad_enabled()
+        && let Some(edge) = t.gradient_edge()
+    {
+        let from = from.clone();
+        let back = Box::new(move |_: &_, g: &[Option<Tensor>]| smallvec![g[0].as_ref().map(|g| g.to(&from))]);
+        out.link("ToCopyBackward0", caller, smallvec![Some(edge)], back);
+    }
+    out
+}
