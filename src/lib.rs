@@ -1,6 +1,7 @@
 //! wgrad
 pub mod autograd;
 pub mod backend;
+pub mod debug;
 pub mod device;
 pub mod error;
 pub mod graph;

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::dtype::{DType, Scalar};
 use super::kernel::Command;
+use super::observe;
 use super::node::{HASHER, Node, Operand, Recipe, State};
 use super::plan::{Plan, plan};
 use super::schedule::{Graph, GraphNode, Input, Leaf, Value};
@@ -219,8 +220,12 @@ impl Device {
             }
         }
         let scalars: Vec<Scalar> = plan.scalars.iter().map(|&i| flush.scalars[i]).collect();
-        let compiled = plan.compiled.as_ref();
-        let ran = compiled.map_or(Ok(()), |c| self.0.backend.run(&plan.recording, c, &buffers, &scalars));
+        let backend = &*self.0.backend;
+        let ran = match &plan.compiled {
+            _ if observe::active() => observe::run(backend, &plan.recording, &buffers, &scalars),
+            Some(compiled) => backend.run(&plan.recording, compiled, &buffers, &scalars),
+            None => Ok(()),
+        };
         if let Err(fault) = ran {
             return flush.fail(&plan, fault);
         }

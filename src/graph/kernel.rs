@@ -178,7 +178,7 @@ pub struct Recording {
     pub commands: Vec<Command>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Command {
     Dispatch {
         kernel: Arc<Kernel>,

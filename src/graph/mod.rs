@@ -6,6 +6,7 @@ pub mod dtype;
 pub mod kernel;
 pub mod layout;
 pub mod node;
+pub mod observe;
 pub mod plan;
 pub mod program;
 pub mod schedule;

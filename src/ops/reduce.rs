@@ -9,7 +9,6 @@ use super::elementwise::WHERE;
 use super::record::{Caller, first_error, link};
 use crate::autograd::{GradFn, Grads, Saved};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::device::check_dtype;
 use crate::graph::dtype::{Bool, DType, I32};
 use crate::graph::kernel::ReduceOp;
 use crate::graph::layout::Dims;

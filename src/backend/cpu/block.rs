@@ -12,6 +12,8 @@
 //! block!(mask all |m, a, b| if m { a } else { b })    // the first operand is a bool
 //! ```
 //!
+//! Bodies become `#[inline(always)]` closures: a loop over a call is not vectorised.
+//!
 //! [`cast`] and [`math::sin::kernel`](super::math::sin) are such kernels too.
 
 use super::number::{Cast, Value};
@@ -70,31 +72,31 @@ macro_rules! block {
             .then_some($crate::block!(@run $m $xs $t $r f::<$t>) as $crate::graph::program::BlockFn)
     };
     (@run [] [$a:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run1::<$t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run1::<$t, $r, _>(out, args, #[inline(always)] |$a| $f($a))
     };
     (@run [] [$a:ident $b:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run2::<$t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run2::<$t, $t, $r, _>(out, args, #[inline(always)] |$a, $b| $f($a, $b))
     };
     (@run [] [$a:ident $b:ident $c:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run3::<$t, $t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run3::<$t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c| $f($a, $b, $c))
     };
     (@run [] [$a:ident $b:ident $c:ident $d:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run4::<$t, $t, $t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run4::<$t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c, $d| $f($a, $b, $c, $d))
     };
     (@run [] [$a:ident $b:ident $c:ident $d:ident $e:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run5::<$t, $t, $t, $t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run5::<$t, $t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c, $d, $e| $f($a, $b, $c, $d, $e))
     };
     (@run [$m:ident] [$a:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run2::<bool, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run2::<bool, $t, $r, _>(out, args, #[inline(always)] |$m, $a| $f($m, $a))
     };
     (@run [$m:ident] [$a:ident $b:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run3::<bool, $t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run3::<bool, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b| $f($m, $a, $b))
     };
     (@run [$m:ident] [$a:ident $b:ident $c:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run4::<bool, $t, $t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run4::<bool, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b, $c| $f($m, $a, $b, $c))
     };
     (@run [$m:ident] [$a:ident $b:ident $c:ident $d:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run5::<bool, $t, $t, $t, $t, $r, _>(out, args, $f)
+        |out, args| $crate::backend::cpu::block::run5::<bool, $t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b, $c, $d| $f($m, $a, $b, $c, $d))
     };
 }
 
@@ -138,7 +140,14 @@ loops! {
 /// The kernel of a conversion, for every pair of dtypes.
 pub fn cast(from: DType, to: DType) -> Option<BlockFn> {
     fn pair<A: Value + Cast<B>, B: Value>() -> BlockFn {
-        |out, args| run1::<A, B, _>(out, args, A::cast)
+        |out, args| {
+            run1::<A, B, _>(
+                out,
+                args,
+                #[inline(always)]
+                |a| a.cast(),
+            )
+        }
     }
     fn to_any<A: Value + Cast<bool> + Cast<u32> + Cast<i32> + Cast<f32> + Cast<f64>>(to: DType) -> BlockFn {
         match to {

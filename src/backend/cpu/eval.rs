@@ -268,6 +268,23 @@ unsafe fn fill<T: Copy>(to: *mut T, value: T, len: usize) {
     }
 }
 
+/// Rows, columns and the columns' stride of a block of whole rows whose columns are dense in memory.
+#[inline]
+fn transposed(
+    shape: &[usize],
+    strides: &[usize],
+    start: &[usize],
+    len: usize,
+) -> Option<(usize, usize, usize)> {
+    let last = shape.len() - 1;
+    if last == 0 || strides[last] <= 1 || strides[last - 1] != 1 || start[last] != 0 {
+        return None;
+    }
+    let rows = len / shape[last];
+    let whole = len.is_multiple_of(shape[last]) && start[last - 1] + rows <= shape[last - 1];
+    (whole && rows > 1).then_some((rows, shape[last], strides[last]))
+}
+
 /// SAFETY: `to` has room for `len` elements and is apart from `from`'s, which all lie in memory.
 unsafe fn gather<T: Copy>(
     to: *mut T,
@@ -277,6 +294,15 @@ unsafe fn gather<T: Copy>(
     start: &[usize],
     len: usize,
 ) {
+    if let Some((rows, columns, stride)) = transposed(shape, strides, start, len) {
+        for column in 0..columns {
+            for row in 0..rows {
+                // SAFETY: the caller's. Read along memory's lines, which the strided way would visit again and again.
+                unsafe { *to.add(row * columns + column) = *from.add(column * stride + row) };
+            }
+        }
+        return;
+    }
     runs(shape, strides, start, len, |done, at, count, stride| {
         // SAFETY: the caller's.
         unsafe {

@@ -35,6 +35,7 @@ impl<'a, T: Copy> Matrix<'a, T> {
 
 /// `out = a · b` with `a` `m × k`, `b` `k × n`, and `out` `m × n` in rows without gaps. Elements of `a` and `b`
 /// lie at the given strides (of row and column) from the slices' beginnings.
+#[allow(clippy::too_many_arguments)] // as every gemm
 pub fn matmul<T: Product>(
     m: usize,
     n: usize,
@@ -108,5 +109,58 @@ fn integers<T: Num + Value>(m: usize, n: usize, k: usize, a: Matrix<T>, b: Matri
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agrees<T: Product + std::fmt::Debug>(of: impl Fn(usize) -> T) {
+        let sizes = [
+            (1, 1, 1),
+            (3, 5, 7),
+            (1, 300, 20),
+            (300, 1, 20),
+            (64, 70, 300),
+            (5, 0, 3),
+            (5, 4, 0),
+            (2, 520, 2),
+        ];
+        for (m, n, k) in sizes {
+            let a: Vec<T> = (0..2 * m * k + 1).map(|i| of(i % 7)).collect();
+            let b: Vec<T> = (0..2 * n * k + 1).map(|i| of(i % 5)).collect();
+            for (a_strides, b_strides) in
+                [([k, 1], [n, 1]), ([1, m], [1, k]), ([2 * k, 2], [0, 1]), ([0, 0], [n, 1])]
+            {
+                let mut out = vec![of(99); m * n];
+                matmul(m, n, k, &a, a_strides, &b, b_strides, &mut out);
+                for (at, &got) in out.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let want = (0..k).fold(T::ZERO, |sum, p| {
+                        sum.add(
+                            a[i * a_strides[0] + p * a_strides[1]]
+                                .mul(b[p * b_strides[0] + j * b_strides[1]]),
+                        )
+                    });
+                    assert_eq!(got, want, "{m}x{n}x{k} {a_strides:?} {b_strides:?} at {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_every_type() {
+        // Small whole numbers, whose sums are exact in any order.
+        agrees(|i| i as f32 - 2.0);
+        agrees(|i| i as f64 - 2.0);
+        agrees(|i| i as i32 - 2);
+        agrees(|i| (i as u32).wrapping_sub(2));
+    }
+
+    #[test]
+    #[should_panic(expected = "reaches past")]
+    fn operands_out_of_bounds_are_refused() {
+        matmul(2, 2, 2, &[1f32; 3], [2, 1], &[1.0; 4], [2, 1], &mut [0.0; 4]);
     }
 }

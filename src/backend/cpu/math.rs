@@ -9,7 +9,7 @@
 use super::block::{self, BlockFn};
 use crate::graph::dtype::{DType, F32, F64};
 
-const LN2_HI: f32 = 0.693_359_375;
+const LN2_HI: f32 = 0.693_359_4; // 355/512, exact in 9 bits
 const LN2_LO: f32 = -2.121_944_4e-4;
 
 #[inline(always)]
@@ -168,13 +168,13 @@ pub fn tanh(x: f32) -> f32 {
     let a = x.abs();
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_82] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
         p = p * z + c; // Cephes
     }
     let near = p * z * x + x;
     let far = 1.0 - 2.0 / (exp(select(a < 10.0, a, 10.0) * 2.0) + 1.0);
     let y = select(a < 0.625, near, far.copysign(x));
-    select(x.is_nan(), x, y)
+    select(x.is_nan() || x == 0.0, x, y)
 }
 
 #[inline(always)]
@@ -193,7 +193,7 @@ pub fn sigmoid64(x: f64) -> f64 {
 pub fn erf(x: f32) -> f32 {
     let (a, s) = (x.abs(), x * x);
     let a = select(a < 4.0, a, 4.0);
-    // 1 - e^q(a); in f64, for the error of q becomes the result's.
+    // 1 - e^(q(a) a - a).
     let mut q = -1.728_534_7e-5;
     for c in [3.831_971_3e-4, -3.883_964_4e-3, 2.425_462_2e-2, -0.106_777_88, -0.634_846_87, -0.128_717_51] {
         q = q * a + c;
@@ -269,7 +269,7 @@ macro_rules! trig {
             /// The CPU kernel, for a row of the op table: vectorised, with rare huge arguments done again.
             pub fn kernel(operand: DType, result: DType) -> Option<BlockFn> {
                 fn single(out: &mut [u8], args: &[&[u8]]) {
-                    block::run1::<f32, f32, _>(out, args, $fast);
+                    block::run1::<f32, f32, _>(out, args, #[inline(always)] |x| $fast(x));
                     let x: &[f32] = bytemuck::cast_slice(args[0]);
                     if x.iter().fold(false, |any, x| any | (x.abs() > FAST_TRIG)) {
                         let out: &mut [f32] = bytemuck::cast_slice_mut(out);
@@ -277,7 +277,7 @@ macro_rules! trig {
                     }
                 }
                 fn double(out: &mut [u8], args: &[&[u8]]) {
-                    block::run1::<f64, f64, _>(out, args, f64::$name);
+                    block::run1::<f64, f64, _>(out, args, |x| x.$name());
                 }
                 match (operand, result) {
                     (F32, F32) => Some(single),
@@ -328,4 +328,164 @@ pub fn pow(x: f32, y: f32) -> f32 {
     // 1^y and (-1)^±inf; inf * log2(1) is NaN above.
     let power = select(a == 1.0 && y.abs() == f32::INFINITY, 1.0, power);
     select(y == 0.0 || x == 1.0, 1.0, power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Distance in units of the last place of f32.
+    fn ulps(got: f32, want: f64) -> f64 {
+        let near = want as f32;
+        if got == near || (got.is_nan() && want.is_nan()) {
+            return if got.is_nan() || near.is_infinite() {
+                0.0
+            } else {
+                (f64::from(got) - want).abs() / unit(near)
+            };
+        }
+        if near.is_infinite() || got.is_nan() != want.is_nan() {
+            f64::INFINITY
+        } else {
+            (f64::from(got) - want).abs() / unit(near)
+        }
+    }
+
+    fn unit(v: f32) -> f64 {
+        let exponent = ((v.to_bits() >> 23 & 255) as i32).max(1);
+        f64::exp2(f64::from(exponent - 150))
+    }
+
+    /// Every f32 of a coarse grid over all bit patterns, and a fine one where functions bend.
+    fn arguments() -> impl Iterator<Item = f32> {
+        let edges = [
+            0.0,
+            1.0,
+            0.5,
+            2.0,
+            88.722_84,
+            88.8,
+            87.336_55,
+            103.97,
+            104.1,
+            127.99,
+            128.0,
+            150.0,
+            0.625,
+            0.927_734_4,
+            4.0,
+            f32::MIN_POSITIVE,
+            1e-45,
+            3e-39,
+            f32::MAX,
+            f32::INFINITY,
+            f32::NAN,
+            16_777_216.0,
+            2.684_354_6e8,
+            2.7e8,
+            1e30,
+        ];
+        (0..=u32::MAX / 16_001)
+            .map(|i| f32::from_bits(i * 16_001))
+            .chain((-100_000..100_000).map(|i| i as f32 * 0.001_23))
+            .chain(edges.into_iter().flat_map(|v| [v, -v, f32::from_bits(v.to_bits().wrapping_add(1))]))
+    }
+
+    #[test]
+    fn within_two_ulps_of_f64() {
+        type Row = (&'static str, fn(f32) -> f32, fn(f64) -> f64, f64);
+        let table: [Row; 13] = [
+            ("exp", exp, f64::exp, 1.1),
+            ("exp2", exp2, f64::exp2, 1.6),
+            ("exp_m1", exp_m1, f64::exp_m1, 2.1),
+            ("ln", ln, f64::ln, 1.1),
+            ("log2", log2, f64::log2, 1.6),
+            ("ln_1p", ln_1p, f64::ln_1p, 1.6),
+            ("tanh", tanh, f64::tanh, 2.0),
+            ("sigmoid", sigmoid, sigmoid64, 2.3),
+            ("erf", erf, libm::erf, 2.0),
+            ("sin", sin, f64::sin, 0.6),
+            ("cos", cos, f64::cos, 0.6),
+            ("tan", tan, f64::tan, 0.6),
+            ("recip sqrt", super::super::number::Real::rsqrt, |x| 1.0 / x.sqrt(), 1.6),
+        ];
+        let mut bad = vec![];
+        for (name, ours, exact, bound) in table {
+            let (worst, at) = arguments()
+                .map(|x| (ulps(ours(x), exact(f64::from(x))), x))
+                .fold((0.0, 0.0), |a, b| if b.0 > a.0 { b } else { a });
+            println!("{name:10} {worst:.3} ulp at {at:e}");
+            if worst > bound {
+                bad.push(format!(
+                    "{name}: {worst} ulp at {at:e}: {:e}, not {:e}",
+                    ours(at),
+                    exact(f64::from(at))
+                ));
+            }
+        }
+        assert!(bad.is_empty(), "{bad:#?}");
+    }
+
+    #[test]
+    fn pow_has_stds_edge_cases() {
+        let edges = [
+            0.0,
+            0.5,
+            1.0,
+            1.5,
+            2.0,
+            3.0,
+            1e-40,
+            16_777_215.0,
+            16_777_216.0,
+            3e38,
+            f32::INFINITY,
+            127.0,
+            0.999_999_9,
+        ];
+        let edges = edges.into_iter().flat_map(|v| [v, -v]).chain([f32::NAN]);
+        let mut worst = (0.0, 0.0, 0.0);
+        let mut check = |x: f32, y: f32| {
+            let (got, want) = (pow(x, y), x.powf(y));
+            let same = got == want || (got.is_nan() && want.is_nan()) || (want != 0.0 && want.is_finite());
+            assert!(
+                same && (got.is_nan() || got.is_sign_negative() == want.is_sign_negative()),
+                "{x}^{y}: {got}, {want}"
+            );
+            let error = ulps(got, f64::from(x).powf(f64::from(y)));
+            if error > worst.0 {
+                worst = (error, x, y);
+            }
+        };
+        for x in edges.clone() {
+            edges.clone().for_each(|y| check(x, y));
+        }
+        for i in 0..50_000 {
+            let x = f32::from_bits((i as u32).wrapping_mul(2_654_435_761) >> 1);
+            if x.is_nan() {
+                continue;
+            }
+            [0.3, -1.7, 2.0, 3.0, 0.5, -1.0, 37.7].into_iter().for_each(|y| check(x, y));
+            check(0.001 + i as f32 * 4e-4, (i % 173) as f32 - 86.3);
+        }
+        println!("pow {:.3} ulp at {}^{}", worst.0, worst.1, worst.2);
+        assert!(worst.0 < 0.6);
+    }
+
+    #[test]
+    fn signs_of_zero_and_limits() {
+        for f in [exp_m1, ln_1p, tanh, erf, sin, tan] {
+            assert!(f(-0.0).is_sign_negative() && f(-0.0) == 0.0 && f(0.0).is_sign_positive());
+            assert!(f(f32::NAN).is_nan());
+        }
+        assert_eq!(
+            [exp(f32::INFINITY), exp(f32::NEG_INFINITY), tanh(f32::INFINITY), erf(-50.0)],
+            [f32::INFINITY, 0.0, 1.0, -1.0]
+        );
+        assert_eq!(
+            [ln(0.0), ln(f32::INFINITY), log2(8.0), exp2(10.0), exp(0.0)],
+            [f32::NEG_INFINITY, f32::INFINITY, 3.0, 1024.0, 1.0]
+        );
+        assert!(ln(-1.0).is_nan() && sin(f32::INFINITY).is_nan() && ln_1p(-2.0).is_nan());
+    }
 }

@@ -12,6 +12,8 @@ use crate::backend::Memory;
 
 /// Cache line, and the widest vector.
 const ALIGN: usize = 64;
+/// Size of a huge page, to which blocks of at least two are aligned.
+const HUGE: usize = 2 << 20;
 /// Pooled bytes below this are never worth giving back.
 const KEEP: usize = 64 << 20;
 
@@ -85,8 +87,8 @@ impl Pool {
         state.memory.live_bytes += bytes;
         state.peak = state.peak.max(state.memory.live_bytes);
         drop(state);
-        let skip = raw.as_ptr().align_offset(ALIGN);
-        // SAFETY: `raw_layout` adds `ALIGN` bytes for this.
+        let skip = raw.as_ptr().align_offset(alignment(capacity));
+        // SAFETY: `raw_layout` adds bytes for this.
         let start = unsafe { raw.add(skip) };
         if dirty() {
             // SAFETY: the block is `capacity` long and nobody else's.
@@ -136,14 +138,34 @@ fn size_class(bytes: usize) -> Option<usize> {
     bytes.max(1).checked_next_multiple_of(step)
 }
 
+fn alignment(capacity: usize) -> usize {
+    if capacity >= 2 * HUGE { HUGE } else { ALIGN }
+}
+
 fn raw_layout(capacity: usize) -> Option<Layout> {
     // Aligned by hand: for a large alignment the system allocator would zero by writing, which touches pages.
-    Layout::from_size_align(capacity.checked_add(ALIGN)?, 16).ok()
+    Layout::from_size_align(capacity.checked_add(alignment(capacity))?, 16).ok()
 }
 
 fn fresh(capacity: usize) -> Option<NonNull<u8>> {
     // SAFETY: the layout's size is not 0.
-    NonNull::new(unsafe { alloc::alloc_zeroed(raw_layout(capacity)?) })
+    let raw = NonNull::new(unsafe { alloc::alloc_zeroed(raw_layout(capacity)?) })?;
+    #[cfg(target_os = "linux")]
+    if capacity >= 2 * HUGE {
+        advise_huge_pages(raw.as_ptr(), capacity);
+    }
+    Some(raw)
+}
+
+/// Lets the system back a block by pages of 2 MiB: far fewer faults and misses of the TLB.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(raw: *mut u8, capacity: usize) {
+    const MADV_HUGEPAGE: i32 = 14;
+    unsafe extern "C" {
+        fn madvise(start: *mut u8, bytes: usize, advice: i32) -> i32;
+    }
+    // SAFETY: whole pages inside the allocation; the advice does not change contents, and may be refused.
+    unsafe { madvise(raw.add(raw.align_offset(HUGE)), capacity / HUGE * HUGE, MADV_HUGEPAGE) };
 }
 
 fn release(raw: NonNull<u8>, capacity: usize) {

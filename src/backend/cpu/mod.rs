@@ -91,7 +91,7 @@ struct Prepared {
 enum Task {
     Map(Vec<Plan>, Vec<Stretch>),
     Reduce(Box<ReducePlan>),
-    Structured { post: Plan, in_place: Option<Range<usize>>, binding: usize },
+    Structured { post: Box<Plan>, in_place: Option<Range<usize>>, binding: usize },
 }
 
 /// Elements of one of a map's programs that one thread does.
@@ -238,10 +238,15 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
     let mut needs = vec![0; kernel.bindings.len()];
     let (work, price) = match &kernel.body {
         Body::Map(programs) => {
-            let plans = programs.iter().map(|p| Plan::new(p, 0, None)).collect::<Result<Vec<_>, _>>()?;
+            let mut plans = vec![];
+            for program in programs {
+                plan::check(program, kernel, None)?;
+                for part in plan::tile(program) {
+                    plans.push(Plan::new(&part, 0, None)?);
+                }
+            }
             let mut stretches = vec![];
             for (job, plan) in plans.iter().enumerate() {
-                check_bindings(&programs[job], needs.len())?;
                 plan.needs(&mut needs);
                 let chunk = stretch_of(plan);
                 for start in (0..plan.numel).step_by(chunk) {
@@ -252,18 +257,18 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
             (Task::Map(plans, stretches), price)
         }
         Body::Reduce(reduce) => {
-            check_bindings(&reduce.pre, needs.len())?;
-            check_bindings(&reduce.post, needs.len())?;
+            plan::check(&reduce.pre, kernel, None)?;
+            plan::check(&reduce.post, kernel, Some(reduce.dtype))?;
             let plan = ReducePlan::new(reduce)?;
             plan.needs(&mut needs);
             let price = plan.price();
             (Task::Reduce(Box::new(plan)), price)
         }
         Body::Structured(call) => {
-            check_bindings(&call.post, needs.len())?;
+            plan::check(&call.post, kernel, Some(call.out_dtype))?;
             let post = Plan::new(&call.post, call.post.shape.len(), None)?;
             post.needs(&mut needs);
-            if call.inputs.len() > needs.len() || post.numel != call.out_shape.iter().product() {
+            if call.inputs.len() > needs.len() || post.numel != crate::graph::layout::numel(&call.out_shape) {
                 return Err("a structured op whose output or inputs do not fit its kernel".into());
             }
             for ((dtype, layout), need) in call.inputs.iter().zip(&mut needs) {
@@ -272,21 +277,10 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
             let price = call.op.0.flops(call) as usize + post.numel * post.cost;
             let in_place = plain_store(call);
             let binding = call.post.stores.first().map_or(0, |s| usize::from(s.to.binding));
-            (Task::Structured { post, in_place, binding }, price)
+            (Task::Structured { post: Box::new(post), in_place, binding }, price)
         }
     };
-    if needs.iter().zip(&kernel.bindings).any(|(_, b)| b.dtype.size() > 8) {
-        return Err("a dtype of unknown size".into());
-    }
     Ok(Prepared { work, needs, scalars: kernel.scalars.len(), price })
-}
-
-fn check_bindings(program: &crate::graph::program::Program, bindings: usize) -> Result<(), String> {
-    let used = program.loads.iter().chain(program.stores.iter().map(|s| &s.to));
-    match used.map(|a| usize::from(a.binding)).find(|&b| b >= bindings) {
-        Some(binding) => Err(format!("binding {binding} of {bindings}")),
-        None => Ok(()),
-    }
 }
 
 /// The bytes that an op writes itself, where nothing comes after it but one plain store.

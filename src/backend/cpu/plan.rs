@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use super::block::BlockFn;
 use crate::graph::dtype::DType;
+use crate::graph::kernel::Kernel;
 use crate::graph::layout::{Dims, Layout, contiguous_strides};
 use crate::graph::program::{Inst, Program, Reg};
 
@@ -86,9 +87,8 @@ pub(super) enum Step {
 }
 
 impl Plan {
-    /// `keep` as for [`Program::collapse`]; `live`: a register to be read after the block.
+    /// Of a program that passed [`check`]. `keep` as for [`Program::collapse`]; `live`: a register to be read after the block.
     pub fn new(program: &Program, keep: usize, live: Option<Reg>) -> Result<Plan, String> {
-        check(program)?;
         let aliased = in_place(program);
         let mut program = program.clone();
         program.collapse(keep);
@@ -171,16 +171,19 @@ impl Plan {
         let sizes: SmallVec<[u8; 16]> =
             (0..program.insts.len()).map(|r| program.dtype(r as Reg).size() as u8).collect();
         let (slots, count) = assign_slots(&steps, &scalars, &accesses, sizes.len(), live);
-        let streams =
+        let stretches =
             count + steps.iter().filter(|s| matches!(s, Step::Borrow { .. } | Step::Direct { .. })).count();
         let widest = usize::from(sizes.iter().copied().max().unwrap_or(4));
-        let room = (L1_BUDGET / (streams.max(1) * widest)).clamp(MIN_BLOCK, MAX_BLOCK) / 64 * 64;
+        let room = (L1_BUDGET / (stretches.max(1) * widest)).clamp(MIN_BLOCK, MAX_BLOCK) / 64 * 64;
         let block = if numel == 0 {
             1
         } else if by_runs {
             inner.div_ceil(inner.div_ceil(room)).next_multiple_of(16).min(inner)
         } else {
-            room / inner * inner
+            // Whole rows, and of them rather a whole part or multiple of the next dimension.
+            let (rows, next) = (room / inner, shape[shape.len() - 2]);
+            let rows = if rows >= next { rows / next * next } else { next.div_ceil(next.div_ceil(rows)) };
+            rows * inner
         };
         // Not a power of two, so that registers do not compete for the same cache lines.
         let slot_bytes = (block * widest).next_multiple_of(64) + 64;
@@ -232,8 +235,14 @@ impl Plan {
     }
 }
 
-/// What the interpreter's unsafe code relies on, and what would be a fault of the scheduler.
-fn check(program: &Program) -> Result<(), String> {
+/// What the interpreter's unsafe code relies on, and what would be a fault of the scheduler. `anchor`: what type
+/// the kernel's anchor gives to this program.
+pub(super) fn check(program: &Program, kernel: &Kernel, anchor: Option<DType>) -> Result<(), String> {
+    let bindings = kernel.bindings.len();
+    let mut used = program.loads.iter().chain(program.stores.iter().map(|s| &s.to));
+    if let Some(access) = used.find(|a| usize::from(a.binding) >= bindings) {
+        return Err(format!("binding {} of {bindings}", access.binding));
+    }
     let rank = program.shape.len();
     let layouts = (program.loads.iter().map(|a| &a.layout))
         .chain(program.stores.iter().map(|s| &s.to.layout))
@@ -251,7 +260,8 @@ fn check(program: &Program) -> Result<(), String> {
             Inst::Load(i) => usize::from(*i) < program.loads.len(),
             Inst::Index(i) => usize::from(*i) < program.indices.len(),
             Inst::Op { op, args, .. } => args.len() == op.arity && args.iter().all(|&r| usize::from(r) < at),
-            Inst::Scalar { .. } | Inst::Anchor(_) => true,
+            Inst::Scalar { slot, .. } => usize::from(*slot) < kernel.scalars.len(),
+            Inst::Anchor(dtype) => anchor == Some(*dtype),
         };
         if !fine {
             return Err(format!("instruction {at} ({inst:?}) refers to nothing"));
@@ -272,6 +282,58 @@ fn check(program: &Program) -> Result<(), String> {
 fn in_place(program: &Program) -> SmallVec<[u16; 4]> {
     let overwritten = |binding| program.stores.iter().any(|s| s.to.binding == binding);
     (0..program.loads.len()).filter(|&i| overwritten(program.loads[i].binding)).map(|i| i as u16).collect()
+}
+
+/// Cuts a program where memory and index space run across each other (a transposed operand) into square tiles,
+/// by splitting both dimensions, so that a block reads and writes whole cache lines. What remains at the edges
+/// becomes programs of its own.
+pub(super) fn tile(program: &Program) -> Vec<Program> {
+    const SIDE: usize = 32;
+    let mut program = program.clone();
+    program.collapse(0);
+    let last = program.shape.len().saturating_sub(1);
+    let across = |layout: &Layout| {
+        (0..last).find(|&d| layout.strides[d] == 1 && layout.strides[last] > 1 && layout.shape[d] >= SIDE)
+    };
+    let other = match program
+        .loads
+        .iter()
+        .chain(program.stores.iter().map(|s| &s.to))
+        .find_map(|a| across(&a.layout))
+    {
+        Some(other) if program.shape[last] >= SIDE => other,
+        _ => return vec![program],
+    };
+    let whole = |d: usize| program.shape[d] / SIDE * SIDE;
+    let part = |program: &Program, d: usize, range: std::ops::Range<usize>| {
+        map_layouts(program, |layout| layout.slice(d, range.start, range.len(), 1))
+    };
+    let top = part(&program, other, 0..whole(other));
+    let squares = map_layouts(&part(&top, last, 0..whole(last)), |layout| {
+        let mut out = layout.clone();
+        for d in [other, last] {
+            out.shape[d] /= SIDE;
+            out.strides[d] *= SIDE;
+            out.shape.push(SIDE);
+            out.strides.push(layout.strides[d]);
+        }
+        out
+    });
+    let right = part(&top, last, whole(last)..program.shape[last]);
+    let bottom = part(&program, other, whole(other)..program.shape[other]);
+    [squares, right, bottom].into_iter().filter(|p| p.numel() > 0).collect()
+}
+
+/// The program over another index space.
+pub(super) fn map_layouts(program: &Program, change: impl Fn(&Layout) -> Layout) -> Program {
+    let mut program = program.clone();
+    let plain = change(&Layout::contiguous(&program.shape));
+    let layouts = (program.loads.iter_mut().map(|a| &mut a.layout))
+        .chain(program.stores.iter_mut().map(|s| &mut s.to.layout))
+        .chain(&mut program.indices);
+    layouts.for_each(|layout| *layout = change(layout));
+    program.shape = plain.shape;
+    program
 }
 
 /// A 0-dim space as one run of one element.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::eval::{Eval, Operands};
 use super::number::{Num, Value};
 use super::parallel::{WORTH_A_THREAD, tasks};
-use super::plan::Plan;
+use super::plan::{Plan, map_layouts};
 use super::simd::{Work, vectorized};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Reduce, ReduceOp};
@@ -57,7 +57,11 @@ impl ReducePlan {
         let pre = if columns {
             let rank = reduce.pre.shape.len();
             let order: Vec<usize> = (reduce.kept..rank).chain(0..reduce.kept).collect();
-            Plan::new(&permute(&reduce.pre, &order), rank - reduce.kept, Some(reduce.value))?
+            Plan::new(
+                &map_layouts(&reduce.pre, |layout| layout.permute(&order)),
+                rank - reduce.kept,
+                Some(reduce.value),
+            )?
         } else {
             Plan::new(&reduce.pre, reduce.kept, Some(reduce.value))?
         };
@@ -241,14 +245,6 @@ fn by_columns(pre: &Program, kept: usize) -> bool {
         })
         .sum();
     votes > 0
-}
-
-fn permute(program: &Program, order: &[usize]) -> Program {
-    let mut program = program.clone();
-    let layouts = (program.loads.iter_mut().map(|a| &mut a.layout)).chain(&mut program.indices);
-    layouts.for_each(|layout| *layout = layout.permute(order));
-    program.shape = order.iter().map(|&d| program.shape[d]).collect();
-    program
 }
 
 /// How two values become one.

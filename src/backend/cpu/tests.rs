@@ -218,11 +218,11 @@ fn any_layout(rng: &mut Rng, shape: &[usize], repeated: bool) -> Layout {
 fn any_shape(rng: &mut Rng) -> Vec<usize> {
     let sizes: &[&[usize]] = match rng.below(6) {
         0 => &[&[1, 2, 3], &[1, 3], &[2, 5], &[4]],
-        1 => &[&[1, 3, 7], &[1, 300, 700]],
+        1 => &[&[1, 3], &[1, 300, 700]],
         2 => &[&[3, 1, 0], &[257, 2, 1]],
         3 => &[&[40, 17], &[33, 90, 7]],
         4 => &[&[2, 3], &[5, 6, 1], &[17, 40], &[2, 3]],
-        _ => &[&[2049, 5000, 4096, 1025]],
+        _ => &[&[2049, 4096, 1025]],
     };
     let rank = rng.below(sizes.len() + 1);
     (0..rank).map(|d| rng.pick(sizes[d])).collect()
@@ -275,7 +275,7 @@ fn add_store(rng: &mut Rng, p: &mut Program, dtype: DType, buffers: &mut Vec<Vec
 #[test]
 fn maps_agree_with_loops() {
     let mut rng = Rng(7);
-    for case in 0..250 {
+    for case in 0..200 {
         let (mut buffers, mut programs) = (vec![], vec![]);
         for _ in 0..1 + rng.below(3) {
             let shape = any_shape(&mut rng);
@@ -301,7 +301,7 @@ fn maps_agree_with_loops() {
 #[test]
 fn reductions_agree_with_loops() {
     let mut rng = Rng(11);
-    for case in 0..300 {
+    for case in 0..200 {
         let mut buffers = vec![];
         let shape = any_shape(&mut rng);
         let kept = rng.below(shape.len() + 1);
@@ -502,11 +502,24 @@ fn results_do_not_depend_on_threads() {
         let Body::Reduce(reduce) = &body else { unreachable!() };
         // Alone on this thread, without `enter`.
         let mut alone = vec![0f32; outputs];
-        let plan = ReducePlan::new(reduce).unwrap();
+        let plan = ReducePlan::new(reduce).unwrap(); // checked by `once`
         let buffers = [values.as_ptr().cast_mut().cast(), alone.as_mut_ptr().cast()];
         plan.run(&Operands { buffers: &buffers, scalars: &[] });
         assert_eq!(f32::from_bytes(&once().unwrap()[1]), alone);
     }
+}
+
+#[test]
+fn callers_on_rayons_threads_do_not_lock_up() {
+    use rayon::prelude::*;
+    let values = f32::to_bytes(&vec![1.0; 1 << 20]);
+    let sum = |_| {
+        let got = run(plain_reduce(ReduceOp::Sum, [1, 1 << 20], false), &[values.clone(), vec![0; 4]], &[])
+            .unwrap();
+        f32::from_bytes(&got[1])[0]
+    };
+    let sums: Vec<f32> = (0..8).into_par_iter().map(sum).collect();
+    assert_eq!(sums, [1048576.0; 8]);
 }
 
 #[derive(Debug)]

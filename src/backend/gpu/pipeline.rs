@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::backend::{Fault, report};
@@ -76,7 +75,7 @@ pub struct Layout {
 /// All pipelines of a device, by their code.
 #[derive(Default)]
 pub struct Pipelines {
-    pipelines: Mutex<FxHashMap<String, Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     layouts: Mutex<HashMap<LayoutKey, Arc<Layout>>>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use std::collections::HashMap;
 use smallvec::SmallVec;
 
 use crate::backend::report::{self, Timing};
@@ -29,7 +29,7 @@ const TIMED: usize = 2048;
 #[derive(Default)]
 pub struct Runner {
     uniforms: Option<wgpu::Buffer>,
-    groups: FxHashMap<GroupKey, (wgpu::BindGroup, u64)>,
+    groups: HashMap<GroupKey, (wgpu::BindGroup, u64)>,
     clock: u64,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
     pub profiling: bool,
