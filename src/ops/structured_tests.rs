@@ -25,6 +25,7 @@ static ADD: MapOp = MapOp {
     arity: 2,
     mask_first: false,
     wgsl: "a + b",
+    wgsl_int: "",
     cpu: |operand, _| (operand == F32).then_some(add as BlockFn),
     cost: 1,
 };
@@ -68,7 +69,12 @@ fn at(layout: &Layout, c: &[usize]) -> usize {
     layout.offset + layout.strides.iter().zip(c).map(|(s, c)| s * c).sum::<usize>()
 }
 
-fn call(op: impl StructuredOp + 'static, inputs: &[(DType, Layout)], shape: &[usize], dtype: DType) -> Structured {
+fn call(
+    op: impl StructuredOp + 'static,
+    inputs: &[(DType, Layout)],
+    shape: &[usize],
+    dtype: DType,
+) -> Structured {
     let out = Layout::contiguous(shape);
     Structured {
         op: OpRef(Arc::new(op)),
@@ -159,7 +165,8 @@ fn product(a: &Layout, x: &[f32], b: &Layout, y: &[f32]) -> Vec<f64> {
     let (k, n) = (a.shape[2], b.shape[2]);
     coordinates(&[a.shape[0], a.shape[1], n])
         .map(|c| {
-            let term = |l: usize| f64::from(x[at(a, &[c[0], c[1], l])]) * f64::from(y[at(b, &[c[0], l, c[2]])]);
+            let term =
+                |l: usize| f64::from(x[at(a, &[c[0], c[1], l])]) * f64::from(y[at(b, &[c[0], l, c[2]])]);
             (0..k).map(term).sum()
         })
         .collect()
@@ -187,7 +194,11 @@ impl<F: Fn(&Structured) -> Vec<crate::backend::gpu::ShaderCall> + Send + Sync> S
     fn fuses_epilogue(&self) -> bool {
         self.1
     }
-    fn gpu(&self, call: &Structured, _: &crate::backend::gpu::AdapterInfo) -> Vec<crate::backend::gpu::ShaderCall> {
+    fn gpu(
+        &self,
+        call: &Structured,
+        _: &crate::backend::gpu::AdapterInfo,
+    ) -> Vec<crate::backend::gpu::ShaderCall> {
         (self.2)(call)
     }
     fn cpu(&self, _: &Structured, _: &[&[u8]], _: &mut [u8]) -> Result<(), String> {
@@ -207,9 +218,22 @@ fn forced(kernel: crate::ops::matmul::Kernel) -> impl StructuredOp {
 #[test]
 fn products_of_every_layout_and_size() {
     let sizes = [
-        (1, 1, 1, 1), (1, 3, 5, 7), (2, 8, 32, 16), (1, 1, 33, 20), (1, 40, 1, 36), (3, 1, 1, 300), (1, 31, 33, 4),
-        (1, 32, 64, 64), (2, 33, 127, 129), (1, 65, 36, 12), (1, 64, 12, 66), (1, 5, 0, 4), (1, 4, 4, 0), (2, 17, 10, 10),
-        (1, 128, 10, 256), (1, 10, 128, 40),
+        (1, 1, 1, 1),
+        (1, 3, 5, 7),
+        (2, 8, 32, 16),
+        (1, 1, 33, 20),
+        (1, 40, 1, 36),
+        (3, 1, 1, 300),
+        (1, 31, 33, 4),
+        (1, 32, 64, 64),
+        (2, 33, 127, 129),
+        (1, 65, 36, 12),
+        (1, 64, 12, 66),
+        (1, 5, 0, 4),
+        (1, 4, 4, 0),
+        (2, 17, 10, 10),
+        (1, 128, 10, 256),
+        (1, 10, 128, 40),
     ]; // batch, m, n, k
     let kinds = ["rows", "columns", "shifted", "padded", "spread", "broadcast"];
     for &(batch, m, n, k) in &sizes {
@@ -244,26 +268,27 @@ fn every_variant_of_the_product() {
     use crate::ops::matmul::VARIANTS;
     let device = gpu();
     for variant in VARIANTS {
-        use crate::ops::matmul::Kernel::{Axpy, Dot, Lanes};
+        use crate::ops::matmul::Kernel::{Axpy, Lanes};
         if matches!(variant.kernel, Lanes { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {
             continue;
         }
-        let column = matches!(variant.kernel, Axpy | Dot);
+        let column = variant.kernel == Axpy;
         let sizes = if column {
             [(1, 300, 1, 64), (2, 5, 1, 1000), (1, 1, 260, 68), (1, 1, 7, 3)]
         } else {
-            [(1, 64, 64, 64), (2, 35, 65, 33), (1, 100, 8, 20), (3, 4, 132, 7)]
+            [(1, 64, 64, 64), (2, 35, 65, 33), (3, 4, 132, 7), (1, 100, 8, 20)]
         };
         for (batch, m, n, k) in sizes {
-            for ka in ["rows", "columns", "shifted"] {
-                for kb in ["rows", "columns", "broadcast"] {
-                    let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
-                    let (x, y) = (noise(a.end(), 3), noise(b.end(), 4));
-                    let call = call(forced(variant.kernel), &[(F32, a.clone()), (F32, b.clone())], &[batch, m, n], F32);
-                    let got = run(&*device, &call, &[f32::to_bytes(&x), f32::to_bytes(&y)]).unwrap();
-                    let name = format!("{:?} {batch}x{m}x{n}x{k} {ka}·{kb}", variant.kernel);
-                    close(&name, &got, &product(&a, &x, &b, &y), 1e-5);
-                }
+            for (ka, kb) in
+                [("rows", "rows"), ("columns", "columns"), ("shifted", "broadcast"), ("columns", "rows")]
+            {
+                let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
+                let (x, y) = (noise(a.end(), 3), noise(b.end(), 4));
+                let call =
+                    call(forced(variant.kernel), &[(F32, a.clone()), (F32, b.clone())], &[batch, m, n], F32);
+                let got = run(&*device, &call, &[f32::to_bytes(&x), f32::to_bytes(&y)]).unwrap();
+                let name = format!("{:?} {batch}x{m}x{n}x{k} {ka}·{kb}", variant.kernel);
+                close(&name, &got, &product(&a, &x, &b, &y), 1e-5);
             }
         }
     }
@@ -283,7 +308,10 @@ fn products_of_other_types_and_of_infinities() {
     }
     let doubles = |v: &[i32]| f64::to_bytes(&v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>());
     let call64 = call(Matmul, &[(F64, a.clone()), (F64, b.clone())], &[2, 5, 6], F64);
-    assert_eq!(f64::from_bytes(&run(&*cpu::device(), &call64, &[doubles(&x), doubles(&y)]).unwrap()), expected);
+    assert_eq!(
+        f64::from_bytes(&run(&*cpu::device(), &call64, &[doubles(&x), doubles(&y)]).unwrap()),
+        expected
+    );
 
     // An infinity in one place must show in its row and column alone, padding or not.
     for (m, n, k) in [(33, 34, 35), (36, 32, 64)] {
@@ -371,8 +399,18 @@ fn softmax_backward(g: &[f32], y: &[f32], [outer, n, inner]: [usize; 3], log: bo
 }
 
 const SOFTMAX_SHAPES: [[usize; 3]; 12] = [
-    [1, 1, 1], [128, 10, 1], [3, 16, 1], [40, 33, 1], [2, 100, 1], [20, 64, 3], [2, 7, 50], [1, 5000, 1], [1, 1001, 2],
-    [0, 4, 1], [33, 32, 1], [1, 300_004, 1],
+    [1, 1, 1],
+    [128, 10, 1],
+    [3, 16, 1],
+    [40, 33, 1],
+    [2, 100, 1],
+    [20, 64, 3],
+    [2, 7, 50],
+    [1, 5000, 1],
+    [1, 1001, 2],
+    [0, 4, 1],
+    [33, 32, 1],
+    [1, 300_004, 1],
 ];
 
 #[test]
@@ -393,7 +431,8 @@ fn softmax_and_its_gradient() {
                 if shape[2] == 1 && size > 0 {
                     let (fused, c) = with_epilogue(plain);
                     // The last dimension is 1, so `c` is one number.
-                    let sums: Vec<f64> = forward.iter().map(|v| v + f64::from(f32::from_bytes(&c)[0])).collect();
+                    let sums: Vec<f64> =
+                        forward.iter().map(|v| v + f64::from(f32::from_bytes(&c)[0])).collect();
                     close(&name, &run(&*device, &fused, &[data[0].clone(), c]).unwrap(), &sums, 3e-6);
                 }
                 let op = SoftmaxBackward { log };
@@ -436,7 +475,13 @@ fn every_variant_of_softmax() {
 #[test]
 fn softmax_of_infinities() {
     let (inf, nan) = (f32::INFINITY, f32::NAN);
-    let rows = [[-inf, 0.0, -inf, 0.0], [-inf; 4], [inf, 0.0, 1.0, 2.0], [nan, 0.0, 1.0, 2.0], [-500.0, 500.0, 0.0, 0.0]];
+    let rows = [
+        [-inf, 0.0, -inf, 0.0],
+        [-inf; 4],
+        [inf, 0.0, 1.0, 2.0],
+        [nan, 0.0, 1.0, 2.0],
+        [-500.0, 500.0, 0.0, 0.0],
+    ];
     let x: Vec<f32> = rows.concat();
     for (shape, repeat) in [([5, 4, 1], 1), ([40, 4, 1], 8), ([1, 20, 1], 1)] {
         let x: Vec<f32> = if shape[1] == 20 { x[..4].repeat(5) } else { x.repeat(repeat) };
@@ -470,7 +515,11 @@ fn indexed() -> Vec<Indexed> {
         rows(100, 9, 5),
         rows(300, 400, 8),
         Indexed { x: Layout::contiguous(&[3, 6, 4]), index: Layout::contiguous(&[3, 2, 4]), dim: 1 },
-        Indexed { x: Layout::contiguous(&[4, 6, 3]).permute(&[2, 1, 0]), index: Layout::contiguous(&[3, 6, 4]), dim: 2 },
+        Indexed {
+            x: Layout::contiguous(&[4, 6, 3]).permute(&[2, 1, 0]),
+            index: Layout::contiguous(&[3, 6, 4]),
+            dim: 2,
+        },
         Indexed { x: Layout::contiguous(&[20]), index: Layout::contiguous(&[9]), dim: 0 },
         Indexed {
             x: Layout::contiguous(&[2, 6, 8]),
@@ -536,8 +585,10 @@ fn indices_out_of_range() {
     for bad in [5, -1, i32::MAX] {
         let layout = Layout::contiguous(&[4]);
         let data = [f32::to_bytes(&noise(5, 16)), i32::to_bytes(&[0, bad, 2, 4])];
-        let gather = call(Gather { dim: 0 }, &[(F32, Layout::contiguous(&[5])), (I32, layout.clone())], &[4], F32);
-        let scatter = call(ScatterAdd { dim: 0, size: 5 }, &[(F32, layout.clone()), (I32, layout)], &[5], F32);
+        let gather =
+            call(Gather { dim: 0 }, &[(F32, Layout::contiguous(&[5])), (I32, layout.clone())], &[4], F32);
+        let scatter =
+            call(ScatterAdd { dim: 0, size: 5 }, &[(F32, layout.clone()), (I32, layout)], &[5], F32);
         for call in [gather, scatter] {
             let fault = run(&*cpu::device(), &call, &data).unwrap_err();
             let words = format!("index {bad} is out of bounds for dimension 0 with size 5");

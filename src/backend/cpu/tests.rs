@@ -14,7 +14,7 @@ use crate::graph::program::{Access, BlockFn, MapOp, Program, Reg, Store};
 
 type Choose = fn(DType, DType) -> Option<BlockFn>;
 const fn op(name: &'static str, arity: usize, cpu: Choose) -> MapOp {
-    MapOp { name, arity, mask_first: false, wgsl: "", cpu, cost: 1 }
+    MapOp { name, arity, mask_first: false, wgsl: "", wgsl_int: "", cpu, cost: 1 }
 }
 static ADD: MapOp = op("add", 2, block!(num | a, b | a.add(b)));
 static MUL: MapOp = op("mul", 2, block!(num | a, b | a.mul(b)));
