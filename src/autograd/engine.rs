@@ -319,7 +319,9 @@ fn keep_retained(f: &GradFn, grads: &[Option<Tensor>]) {
 /// Adds to a tensor's `grad`, into the same tensor where there is one, as PyTorch does.
 fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) {
     match leaf.grad() {
-        None => leaf.set_grad(Some(if create_graph { grad } else { grad.detach_value() })),
+        None if create_graph => leaf.set_grad(Some(grad)),
+        // A view of something (a sum's gradient is one number, expanded) could not be written to.
+        None => leaf.set_grad(Some(if grad.covers_storage() { grad.detach_value() } else { grad.clone_data() })),
         Some(old) if create_graph => leaf.set_grad(Some(&old + &grad)),
         Some(old) => {
             old.add_(&grad);

@@ -17,4 +17,6 @@ pub(crate) mod reduce;
 #[doc(hidden)]
 pub mod samples;
 pub(crate) mod softmax;
+#[cfg(test)]
+mod structured_tests;
 pub(crate) mod views;
