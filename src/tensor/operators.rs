@@ -1,4 +1,7 @@
 //! `+ - * / - !` on tensors, references and numbers, on either side.
+//!
+//! On the left a number is of Rust's own types for literals, f64 and i32: were there impls for others, the type of
+//! `5.0 * x` could not be inferred, and no method be called on it.
 
 use super::Tensor;
 use crate::ops::elementwise::{ADD, DIV, MUL, SUB};
@@ -16,7 +19,7 @@ macro_rules! binary {
             #[track_caller]
             fn $method(self, other: T) -> Tensor { $op.call(&[self.into(), other.into()]) }
         }
-        binary!(@number $trait $method $op f32 f64 i32 i64);
+        binary!(@number $trait $method $op f64 i32);
     )*};
     (@number $trait:ident $method:ident $op:ident $($t:ty)*) => {$(
         impl std::ops::$trait<&Tensor> for $t {
