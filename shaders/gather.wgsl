@@ -1,18 +1,18 @@
 // gather: out[.., j, ..] = x[.., index[.., j, ..], ..], and its gradient scatter_add, in which each index's
 // elements are added in their order, so that results do not depend on timing.
 //
-// T, S: type of an element in registers and in memory (they differ for bool, BOOL). RANK: dimensions of the
-// output. AXIS: which of them is indexed. VEC: the innermost dimension in vec4s.
+// T: type of an element in memory. RANK: dimensions of the output. AXIS: which of them is indexed. VEC: the
+// innermost dimension in vec4s. UNROLL: indices looked at in one turn of a loop.
 // SCATTER: an invocation for each element of the output looks for its indices. ROWS: an invocation for each
 // index, for few indices into many rows, after ZERO.
-//! variant gather: GATHER=1 T=f32 S=f32 RANK=3 VEC=0 VEC4=0
-//! variant gather, vec4: GATHER=1 T=f32 S=f32 RANK=2 VEC=1 VEC4=1
-//! variant gather, bool: GATHER=1 T=bool S=u32 BOOL=1 RANK=0 VEC=0 VEC4=0
-//! variant scatter: SCATTER=1 AXIS=1 T=f32 S=f32 RANK=3 VEC=0 VEC4=0
-//! variant scatter, i32, vec4: SCATTER=1 AXIS=1 T=i32 S=i32 RANK=2 VEC=1 VEC4=1
-//! variant zeros: ZERO=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
-//! variant scatter of rows: ROWS=1 COLUMNS=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
-//! variant scatter of rows, vec4: ROWS=1 COLUMNS=4 T=f32 S=f32 RANK=1 VEC=1 VEC4=1
+//! variant gather: GATHER=1 T=f32 RANK=3 VEC=0 VEC4=0
+//! variant gather, vec4: GATHER=1 T=f32 RANK=2 VEC=1 VEC4=1
+//! variant gather of one: GATHER=1 T=u32 RANK=0 VEC=0 VEC4=0
+//! variant scatter: SCATTER=1 AXIS=1 UNROLL=1 T=f32 RANK=3 VEC=0 VEC4=0
+//! variant scatter, i32, vec4: SCATTER=1 AXIS=1 UNROLL=4 T=i32 RANK=2 VEC=1 VEC4=1
+//! variant zeros: ZERO=1 T=f32 RANK=1 VEC=0 VEC4=0
+//! variant scatter of rows: ROWS=1 UNROLL=1 COLUMNS=1 T=f32 RANK=1 VEC=0 VEC4=0
+//! variant scatter of rows, vec4: ROWS=1 UNROLL=2 COLUMNS=4 T=f32 RANK=1 VEC=1 VEC4=1
 
 struct Params {
     // Invocations that have something to do.
@@ -32,10 +32,10 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // The tensor that is read (gather) or scattered.
 #if VEC
-@group(0) @binding(2) var<storage, read> x: array<vec4<${S}>>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<${T}>>;
 alias Item = vec4<${T}>;
 #else
-@group(0) @binding(2) var<storage, read> x: array<${S}>;
+@group(0) @binding(2) var<storage, read> x: array<${T}>;
 alias Item = ${T};
 #endif
 @group(0) @binding(3) var<storage, read> indices: array<i32>;
@@ -44,18 +44,9 @@ alias Item = ${T};
 
 fn load(at: u32) -> Item {
 #if VEC
-    let v = x[at / 4u];
+    return x[at / 4u];
 #else
-    let v = x[at];
-#endif
-#if BOOL
-#if VEC
-    return v != vec4<u32>();
-#else
-    return v != 0u;
-#endif
-#else
-    return v;
+    return x[at];
 #endif
 }
 
@@ -73,9 +64,6 @@ fn keep(i: u32, v: Item) {
 fn bound(n: u32, i: u32) -> u32 {
     return n | (i >> 31u);
 }
-
-// Loops are nested because some software drivers end every loop after 65,535 turns.
-const BLOCK = 32768u;
 
 @compute @workgroup_size(64)
 fn gather(
@@ -102,28 +90,29 @@ fn gather(
         report_bad_index();
         return;
     }
-    for (var begin = 0u; begin < j; begin += BLOCK) {
-        let end = min(begin + BLOCK, j);
-        for (var l = begin; l < end; l++) {
-            if indices[params.index_offset + l * params.index_step] == mine {
-                return;
-            }
+    for (var l = 0u; l < j; l += ${UNROLL}u) {
+#for u in 0..${UNROLL}
+        if l + ${u}u < j && indices[params.index_offset + (l + ${u}u) * params.index_step] == mine {
+            return;
         }
+#end
     }
 #for c in 0..${COLUMNS}
     var sum${c} = Item();
 #end
     let length = bound(params.length, i);
-    for (var begin = j; begin < length; begin += BLOCK) {
-        let end = min(begin + BLOCK, length);
-        for (var l = begin; l < end; l++) {
-            if indices[params.index_offset + l * params.index_step] == mine {
+    for (var first = j; first < length; first += ${UNROLL}u) {
+#for u in 0..${UNROLL}
+        {
+            let l = first + ${u}u;
+            if l < length && indices[params.index_offset + l * params.index_step] == mine {
                 let at = params.x_offset + l * params.x_step;
 #for c in 0..${COLUMNS}
                 sum${c} += load(at + min(column + ${c}u, units - 1u) * params.dims[0].y);
 #end
             }
         }
+#end
     }
 #for c in 0..${COLUMNS}
     if column + ${c}u < units {
@@ -145,15 +134,17 @@ fn gather(
     var sum = Item();
     var bad = false;
     let length = bound(params.length, i);
-    for (var begin = 0u; begin < length; begin += BLOCK) {
-        let end = min(begin + BLOCK, length);
-        for (var j = begin; j < end; j++) {
-            let index = indices[place + j * params.index_step];
+    for (var first = 0u; first < length; first += ${UNROLL}u) {
+#for u in 0..${UNROLL}
+        {
+            let j = first + ${u}u;
+            let index = indices[place + min(j, length - 1u) * params.index_step];
             bad |= u32(index) >= params.size;
-            if index == mine {
+            if index == mine && j < length {
                 sum += load(at + j * params.x_step);
             }
         }
+#end
     }
     if bad {
         report_bad_index();

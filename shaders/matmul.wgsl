@@ -1,6 +1,7 @@
 // out[z, i, j] = sum over l of a[z, i, l] * b[z, l, j], whatever the strides of a and b.
 //
-// Five kernels: LANES for software adapters, TILES for GPUs, DOT and AXPY for n = 1, ANY for integers. Operands
+// Five kernels: LANES for software adapters, TILES for GPUs, DOT for vectors and great depths, AXPY
+// for n = 1, ANY for integers. Operands
 // are read four elements at a time along the dimension in which they are contiguous, where offsets, strides and
 // sizes allow it. The product may be computed transposed, with a and b exchanged.
 //
@@ -17,8 +18,8 @@
 //! variant tiles, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant tiles, m and k contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
 //! variant tiles, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant dot products, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
-//! variant dot products: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=1 VEC4=0
+//! variant dot products, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
+//! variant dot products, i32, any strides: T=i32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=256 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=1 VEC4=0
 //! variant columns times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1
 //! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
@@ -92,19 +93,16 @@ fn tile_of(group: vec3<u32>, grid: vec3<u32>) -> u32 {
     return (group.z * grid.y + group.y) * grid.x + group.x;
 }
 
-// Loops end after this many elements of k, because some software drivers end every loop after 65,535 turns.
-const K_BLOCK = 131072u;
-
 #if ANY
 #else
 // Four elements of a: along its rows from `row`, at k, or along k, of `row`. Past the edges come other rows'
 // elements, and zeros past k.
-fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
+fn load_a(base: u32, row: u32, k: u32) -> vec4<${T}> {
 #if A_VEC
 #if A_BY_ROW
     let at = base + min(row, params.m - 4u);
 #if K_TAIL
-    return select(vec4<f32>(), a[(at + min(k, params.k - 1u) * params.a_k) / 4u], k < params.k);
+    return select(vec4<${T}>(), a[(at + min(k, params.k - 1u) * params.a_k) / 4u], k < params.k);
 #else
     return a[(at + k * params.a_k) / 4u];
 #endif
@@ -116,21 +114,21 @@ fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
 #if K_TAIL
     let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
     let i = at + min(l, vec4<u32>(params.k - 1u)) * params.a_k;
-    return select(vec4<f32>(), vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]), l < vec4<u32>(params.k));
+    return select(vec4<${T}>(), vec4<${T}>(a[i.x], a[i.y], a[i.z], a[i.w]), l < vec4<u32>(params.k));
 #else
     let i = at + (vec4<u32>(0u, 1u, 2u, 3u) + k) * params.a_k;
-    return vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]);
+    return vec4<${T}>(a[i.x], a[i.y], a[i.z], a[i.w]);
 #endif
 #endif
 }
 
 #if B_VEC
 // Four elements of b along the contiguous dimension.
-fn load_b(base: u32, k: u32, col: u32) -> vec4<f32> {
+fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 #if B_BY_COL
     let at = base + min(col, params.n - 4u);
 #if K_TAIL
-    return select(vec4<f32>(), b[(at + min(k, params.k - 1u) * params.b_k) / 4u], k < params.k);
+    return select(vec4<${T}>(), b[(at + min(k, params.k - 1u) * params.b_k) / 4u], k < params.k);
 #else
     return b[(at + k * params.b_k) / 4u];
 #endif
@@ -140,12 +138,12 @@ fn load_b(base: u32, k: u32, col: u32) -> vec4<f32> {
 }
 #else
 // Four elements of b along n.
-fn load_b(base: u32, k: u32, col: u32) -> vec4<f32> {
+fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
     let cols = min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(params.n - 1u));
     let i = base + min(k, params.k - 1u) * params.b_k + cols * params.b_n;
-    let v = vec4<f32>(b[i.x], b[i.y], b[i.z], b[i.w]);
+    let v = vec4<${T}>(b[i.x], b[i.y], b[i.z], b[i.w]);
 #if K_TAIL
-    return select(vec4<f32>(), v, k < params.k);
+    return select(vec4<${T}>(), v, k < params.k);
 #else
     return v;
 #endif
@@ -176,70 +174,67 @@ fn lanes(
     let col = tile % params.tiles_n * 32u + lane * 4u;
     var acc: array<vec4<f32>, ${ROWS}>;
     let depth = bound(params.k, tile);
-    for (var begin = 0u; begin < depth; begin += K_BLOCK) {
-        let end = min(begin + K_BLOCK, depth);
-        for (var k = begin; k < end; k += 4u) {
-            var x: array<vec4<f32>, ${LOADS}>;
+    for (var k = 0u; k < depth; k += 4u) {
+        var x: array<vec4<f32>, ${LOADS}>;
 #for i in 0..${LOADS}
 #if SUBGROUP
 #if A_BY_ROW
-            // Lane and load number the 4-row pieces of the tile, k by k.
-            x[${i}] = load_a(at.a, row + (lane + ${i}u * 8u) % (${ROWS}u / 4u) * 4u, k + (lane + ${i}u * 8u) / (${ROWS}u / 4u));
+        // Lane and load number the 4-row pieces of the tile, k by k.
+        x[${i}] = load_a(at.a, row + (lane + ${i}u * 8u) % (${ROWS}u / 4u) * 4u, k + (lane + ${i}u * 8u) / (${ROWS}u / 4u));
 #else
-            x[${i}] = load_a(at.a, row + ${i}u * 8u + lane, k);
+        x[${i}] = load_a(at.a, row + ${i}u * 8u + lane, k);
 #endif
 #else
 #if A_BY_ROW
-            x[${i}] = load_a(at.a, row + ${i}u % (${ROWS}u / 4u) * 4u, k + ${i}u / (${ROWS}u / 4u));
+        x[${i}] = load_a(at.a, row + ${i}u % (${ROWS}u / 4u) * 4u, k + ${i}u / (${ROWS}u / 4u));
 #else
-            x[${i}] = load_a(at.a, row + ${i}u, k);
+        x[${i}] = load_a(at.a, row + ${i}u, k);
 #endif
 #endif
 #end
 #if B_BY_COL
 #for q in 0..4
-            let y${q} = load_b(at.b, k + ${q}u, col);
+        let y${q} = load_b(at.b, k + ${q}u, col);
 #end
 #else
 #for q in 0..4
-            let t${q} = load_b(at.b, k, col + ${q}u);
+        let t${q} = load_b(at.b, k, col + ${q}u);
 #end
 #for q in 0..4
-            let y${q} = vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]);
+        let y${q} = vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]);
 #end
 #endif
 #if A_BY_ROW
 #for q in 0..4
 #for piece in 0..${ROWS}/4
-            {
+        {
 #if SUBGROUP
-                let e = subgroupBroadcast(x[(${q}u * (${ROWS}u / 4u) + ${piece}u) / 8u], (${q}u * (${ROWS}u / 4u) + ${piece}u) % 8u);
+            let e = subgroupBroadcast(x[(${q}u * (${ROWS}u / 4u) + ${piece}u) / 8u], (${q}u * (${ROWS}u / 4u) + ${piece}u) % 8u);
 #else
-                let e = x[${q}u * (${ROWS}u / 4u) + ${piece}u];
+            let e = x[${q}u * (${ROWS}u / 4u) + ${piece}u];
 #endif
 #for r in 0..4
-                acc[${piece}u * 4u + ${r}u] = fma(vec4<f32>(e[${r}]), y${q}, acc[${piece}u * 4u + ${r}u]);
+            acc[${piece}u * 4u + ${r}u] = fma(vec4<f32>(e[${r}]), y${q}, acc[${piece}u * 4u + ${r}u]);
 #end
-            }
+        }
 #end
 #end
 #else
 #for r in 0..${ROWS}
-            {
+        {
 #if SUBGROUP
-                let e = subgroupBroadcast(x[${r}u / 8u], ${r}u % 8u);
+            let e = subgroupBroadcast(x[${r}u / 8u], ${r}u % 8u);
 #else
-                let e = x[${r}];
+            let e = x[${r}];
 #endif
-                var s = acc[${r}];
+            var s = acc[${r}];
 #for q in 0..4
-                s = fma(vec4<f32>(e[${q}]), y${q}, s);
+            s = fma(vec4<f32>(e[${q}]), y${q}, s);
 #end
-                acc[${r}] = s;
-            }
+            acc[${r}] = s;
+        }
 #end
 #endif
-        }
     }
     let rows = min(${ROWS}u, params.m - row);
     for (var r = 0u; r < rows; r++) {
@@ -287,67 +282,64 @@ fn tiles(
     const WIDE = 8u * ${PIECES}u;
     var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
     let depth = params.k + (tile >> 31u); // as bound() does, but seen to be uniform
-    for (var begin = 0u; begin < depth; begin += K_BLOCK) {
-        let end = min(begin + K_BLOCK, depth);
-        for (var k = begin; k < end; k += 16u) {
-            // Blocks of 4 x 4; 32 * PIECES of them in each tile. Invocations side by side read along the
-            // dimension that is contiguous. Depths past k are read as zeros.
-            if index < 32u * ${PIECES}u {
+    for (var k = 0u; k < depth; k += 16u) {
+        // Blocks of 4 x 4; 32 * PIECES of them in each tile. Invocations side by side read along the
+        // dimension that is contiguous. Depths past k are read as zeros.
+        if index < 32u * ${PIECES}u {
 #if A_BY_ROW
-                let m4 = index % WIDE;
-                let l = index / WIDE * 4u;
+            let m4 = index % WIDE;
+            let l = index / WIDE * 4u;
 #for q in 0..4
-                tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), load_a(at.a, row + m4 * 4u, min(k + l + ${q}u, params.k - 1u)), k + l + ${q}u < params.k);
+            tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), load_a(at.a, row + m4 * 4u, min(k + l + ${q}u, params.k - 1u)), k + l + ${q}u < params.k);
 #end
 #else
-                let m4 = index / 4u;
-                let l = index % 4u * 4u;
-                let inside = k + l < params.k;
-                let start = select(0u, k + l, inside);
+            let m4 = index / 4u;
+            let l = index % 4u * 4u;
+            let inside = k + l < params.k;
+            let start = select(0u, k + l, inside);
 #for q in 0..4
-                let u${q} = load_a(at.a, row + m4 * 4u + ${q}u, start);
+            let u${q} = load_a(at.a, row + m4 * 4u + ${q}u, start);
 #end
 #for q in 0..4
-                tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), vec4<f32>(u0[${q}], u1[${q}], u2[${q}], u3[${q}]), inside);
+            tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), vec4<f32>(u0[${q}], u1[${q}], u2[${q}], u3[${q}]), inside);
 #end
 #endif
-            }
-            if index < 32u * ${PIECES}u {
+        }
+        if index < 32u * ${PIECES}u {
 #if B_BY_COL
-                let n4 = index % WIDE;
-                let l = index / WIDE * 4u;
+            let n4 = index % WIDE;
+            let l = index / WIDE * 4u;
 #for q in 0..4
-                tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), load_b(at.b, min(k + l + ${q}u, params.k - 1u), col + n4 * 4u), k + l + ${q}u < params.k);
+            tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), load_b(at.b, min(k + l + ${q}u, params.k - 1u), col + n4 * 4u), k + l + ${q}u < params.k);
 #end
 #else
-                let n4 = index / 4u;
-                let l = index % 4u * 4u;
-                let inside = k + l < params.k;
-                let start = select(0u, k + l, inside);
+            let n4 = index / 4u;
+            let l = index % 4u * 4u;
+            let inside = k + l < params.k;
+            let start = select(0u, k + l, inside);
 #for q in 0..4
-                let t${q} = load_b(at.b, start, col + n4 * 4u + ${q}u);
+            let t${q} = load_b(at.b, start, col + n4 * 4u + ${q}u);
 #end
 #for q in 0..4
-                tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]), inside);
+            tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]), inside);
 #end
 #endif
-            }
-            workgroupBarrier();
-            for (var l = 0u; l < 16u; l++) {
+        }
+        workgroupBarrier();
+        for (var l = 0u; l < 16u; l++) {
 #for p in 0..${PIECES}
-                let x${p} = tile_a[l * WIDE + down + 8u * ${p}u];
-                let y${p} = tile_b[l * WIDE + across + 8u * ${p}u];
+            let x${p} = tile_a[l * WIDE + down + 8u * ${p}u];
+            let y${p} = tile_b[l * WIDE + across + 8u * ${p}u];
 #end
 #for p in 0..${PIECES}
 #for r in 0..4
 #for q in 0..${PIECES}
-                acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+            acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
 #end
 #end
 #end
-            }
-            workgroupBarrier();
         }
+        workgroupBarrier();
     }
 #for p in 0..${PIECES}
 #for r in 0..4
@@ -374,23 +366,24 @@ fn keep(out: u32, row: u32, col: u32, v: vec4<f32>) {
 #endif
 
 #if COLUMN
-// Four elements of b's only column, from k.
-fn load_column(base: u32, k: u32) -> vec4<f32> {
+// Four elements of a column of b, from k.
+fn load_column(base: u32, k: u32, col: u32) -> vec4<${T}> {
+    let at = base + col * params.b_n;
 #if B_VEC
-    return b[(base + k) / 4u];
+    return b[(at + k) / 4u];
 #else
     let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
-    let i = base + min(l, vec4<u32>(params.k - 1u)) * params.b_k;
-    return select(vec4<f32>(), vec4<f32>(b[i.x], b[i.y], b[i.z], b[i.w]), l < vec4<u32>(params.k));
+    let i = at + min(l, vec4<u32>(params.k - 1u)) * params.b_k;
+    return select(vec4<${T}>(), vec4<${T}>(b[i.x], b[i.y], b[i.z], b[i.w]), l < vec4<u32>(params.k));
 #endif
 }
 #endif
 
 #if DOT
-// A workgroup for each element of the output, its invocations side by side along k. b is one column.
-var<workgroup> partial: array<f32, 64>;
+// A workgroup of WIDTH for each element of the output, its invocations side by side along k.
+var<workgroup> partial: array<${T}, ${WIDTH}>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(${WIDTH})
 fn dot_products(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
@@ -400,26 +393,24 @@ fn dot_products(
     if tile >= params.tiles {
         return;
     }
-    let at = place(tile / params.m);
-    let row = tile % params.m;
-    var sum = vec4<f32>();
+    let at = place(tile / (params.m * params.n));
+    let row = tile / params.n % params.m;
+    let col = tile % params.n;
+    var sum = vec4<${T}>();
     let depth = bound(params.k, tile);
-    for (var begin = 0u; begin < depth; begin += 64u * K_BLOCK) {
-        let end = min(begin + 64u * K_BLOCK, depth);
-        for (var k = begin + index * 4u; k < end; k += 256u) {
-            sum = fma(load_a(at.a, row, k), load_column(at.b, k), sum);
-        }
+    for (var k = index * 4u; k < depth; k += 4u * ${WIDTH}u) {
+        sum += load_a(at.a, row, k) * load_column(at.b, k, col);
     }
     partial[index] = (sum.x + sum.y) + (sum.z + sum.w);
     workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
+    for (var half = ${WIDTH}u / 2u; half > 0u; half /= 2u) {
         if index < half {
             partial[index] += partial[index + half];
         }
         workgroupBarrier();
     }
     if index == 0u {
-        store(at.out + row * params.out_m, partial[0]);
+        store(at.out + row * params.out_m + col * params.out_n, partial[0]);
     }
 }
 #endif
@@ -444,11 +435,8 @@ fn axpy(
     if row >= params.m {
         return;
     }
-    for (var begin = 0u; begin < depth; begin += 32768u) {
-        let end = min(begin + 32768u, depth);
-        for (var k = begin; k < end; k++) {
-            sum = fma(load_a(at.a, row, k), vec4<f32>(b[at.b + k * params.b_k]), sum);
-        }
+    for (var k = 0u; k < depth; k++) {
+        sum = fma(load_a(at.a, row, k), vec4<f32>(b[at.b + k * params.b_k]), sum);
     }
     store4((at.out + row) / 4u, sum);
 #else
@@ -456,11 +444,8 @@ fn axpy(
     if row >= params.m {
         return;
     }
-    for (var begin = 0u; begin < depth; begin += K_BLOCK) {
-        let end = min(begin + K_BLOCK, depth);
-        for (var k = begin; k < end; k += 4u) {
-            sum = fma(load_a(at.a, row, k), load_column(at.b, k), sum);
-        }
+    for (var k = 0u; k < depth; k += 4u) {
+        sum = fma(load_a(at.a, row, k), load_column(at.b, k, 0u), sum);
     }
     store(at.out + row * params.out_m, (sum.x + sum.y) + (sum.z + sum.w));
 #endif
@@ -483,11 +468,8 @@ fn any_strides(
     let y = at.b + i % params.n * params.b_n;
     var sum = ${T}();
     let depth = bound(params.k, i);
-    for (var begin = 0u; begin < depth; begin += 32768u) {
-        let end = min(begin + 32768u, depth);
-        for (var k = begin; k < end; k++) {
-            sum += a[x + k * params.a_k] * b[y + k * params.b_k];
-        }
+    for (var k = 0u; k < depth; k++) {
+        sum += a[x + k * params.a_k] * b[y + k * params.b_k];
     }
     store(params.out_offset + i, sum);
 }

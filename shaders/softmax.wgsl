@@ -3,16 +3,17 @@
 //
 // A row (n elements, `inner` apart) belongs to one invocation, which keeps it in CHUNKS vec4s where it is short
 // (CHUNKS is not 0), or to a whole workgroup (GROUP).
+// UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
 // LOG: log_softmax. BACKWARD: gradient. VEC: rows are read in vec4s. WIDTH: size of a workgroup.
-//! variant row in registers: WIDTH=8 GROUP=0 CHUNKS=3 LOG=0 BACKWARD=0 VEC=0 VEC4=0
-//! variant row in registers, log, vec4: WIDTH=8 GROUP=0 CHUNKS=4 LOG=1 BACKWARD=0 VEC=1 VEC4=1
-//! variant row in registers, gradient: WIDTH=8 GROUP=0 CHUNKS=3 LOG=0 BACKWARD=1 VEC=0 VEC4=0
-//! variant row, vec4: WIDTH=64 GROUP=0 CHUNKS=0 LOG=0 BACKWARD=0 VEC=1 VEC4=1
-//! variant row, log, gradient: WIDTH=64 GROUP=0 CHUNKS=0 LOG=1 BACKWARD=1 VEC=0 VEC4=0
-//! variant group, log, vec4: WIDTH=64 GROUP=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=1 VEC4=1
-//! variant group: WIDTH=256 GROUP=1 CHUNKS=0 LOG=0 BACKWARD=0 VEC=0 VEC4=0
-//! variant group, gradient: WIDTH=64 GROUP=1 CHUNKS=0 LOG=0 BACKWARD=1 VEC=0 VEC4=0
-//! variant group, log, gradient, vec4: WIDTH=256 GROUP=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 VEC4=1
+//! variant row in registers: WIDTH=8 GROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=0 VEC4=0
+//! variant row in registers, log, vec4: WIDTH=8 GROUP=0 UNROLL=1 CHUNKS=4 LOG=1 BACKWARD=0 VEC=1 VEC4=1
+//! variant row in registers, gradient: WIDTH=8 GROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=1 VEC=0 VEC4=0
+//! variant row, vec4: WIDTH=64 GROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=0 VEC=1 VEC4=1
+//! variant row, log, gradient: WIDTH=64 GROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=0 VEC4=0
+//! variant group, log, vec4: WIDTH=64 GROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=1 VEC4=1
+//! variant group, long: WIDTH=256 GROUP=1 UNROLL=2 CHUNKS=0 LOG=0 BACKWARD=0 VEC=0 VEC4=0
+//! variant group, gradient: WIDTH=64 GROUP=1 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=1 VEC=0 VEC4=0
+//! variant group, log, gradient, vec4: WIDTH=256 GROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 VEC4=1
 
 struct Params {
     rows: u32,
@@ -102,9 +103,11 @@ fn keep(base: u32, j: u32, v: vec4<f32>) {
 #if VEC
     store4((base + j) / 4u, v);
 #else
-    for (var c = 0u; c < min(4u, params.n - j); c++) {
-        store(base + (j + c) * params.inner, v[c]);
+#for c in 0..4
+    if j + ${c}u < params.n {
+        store(base + (j + ${c}u) * params.inner, v[${c}]);
     }
+#end
 #endif
 }
 
@@ -116,9 +119,6 @@ fn most_of(v: vec4<f32>) -> f32 {
 fn sum_of(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
-
-// Loops are nested because some software drivers end every loop after 65,535 turns.
-const BLOCK = 65536u;
 
 #if GROUP
 var<workgroup> shared_values: array<f32, ${WIDTH}>;
@@ -147,7 +147,6 @@ fn softmax(
     // `| row >> 31` is nothing, but makes of n more than a uniform: for those, some software drivers compile
     // the kernel anew at each dispatch.
     let n = params.n | (row >> 31u);
-    let length = STEP * (BLOCK / 4u);
 #if CHUNKS
 #if BACKWARD
     var sums = vec4<f32>();
@@ -187,11 +186,13 @@ fn softmax(
 #if BACKWARD
 #else
     var greatest = load_x(base, 0u);
-    for (var begin = first; begin < n; begin += length) {
-        let end = min(n, begin + length);
-        for (var j = begin; j < end; j += STEP) {
+    for (var start = first; start < n; start += STEP * ${UNROLL}u) {
+#for u in 0..${UNROLL}
+        {
+            let j = start + STEP * ${u}u;
             greatest = max(greatest, load_x(base, j));
         }
+#end
     }
 #if GROUP
     shared_values[index] = most_of(greatest);
@@ -209,15 +210,17 @@ fn softmax(
 #endif
 #endif
     var sums = vec4<f32>();
-    for (var begin = first; begin < n; begin += length) {
-        let end = min(n, begin + length);
-        for (var j = begin; j < end; j += STEP) {
+    for (var start = first; start < n; start += STEP * ${UNROLL}u) {
+#for u in 0..${UNROLL}
+        {
+            let j = start + STEP * ${u}u;
 #if BACKWARD
             sums += select(vec4<f32>(), term(base, j), inside(j));
 #else
             sums += select(vec4<f32>(), exp_or_zero(load_x(base, j) - most), inside(j));
 #endif
         }
+#end
     }
 #if GROUP
     shared_values[index] = sum_of(sums);
@@ -232,15 +235,17 @@ fn softmax(
 #else
     let sum = sum_of(sums);
 #endif
-    for (var begin = first; begin < n; begin += length) {
-        let end = min(n, begin + length);
-        for (var j = begin; j < end; j += STEP) {
+    for (var start = first; start < n; start += STEP * ${UNROLL}u) {
+#for u in 0..${UNROLL}
+        {
+            let j = start + STEP * ${u}u;
 #if BACKWARD
             keep(base, j, gradient(load_x(base, j), load_y(base, j), sum));
 #else
             keep(base, j, result(load_x(base, j), most, sum));
 #endif
         }
+#end
     }
 #endif
 }

@@ -5,6 +5,9 @@ use crate::graph::dtype::DType;
 /// The largest grid that every adapter takes, per dimension.
 const MAX_WORKGROUPS: usize = 65_535;
 
+/// Software drivers end an invocation's loops, without a word, after 65,535 turns in all.
+pub(crate) const MAX_TURNS: usize = 65_000;
+
 /// A grid of at least `groups` workgroups, which number themselves `(z * grid.y + y) * grid.x + x`.
 pub(crate) fn fold_grid(groups: usize) -> [u32; 3] {
     let z = groups.div_ceil(MAX_WORKGROUPS * MAX_WORKGROUPS);
@@ -12,11 +15,10 @@ pub(crate) fn fold_grid(groups: usize) -> [u32; 3] {
     [groups.div_ceil(y * z) as u32, y as u32, z as u32]
 }
 
-/// A dtype's type in registers.
+/// A dtype's type in memory.
 pub(crate) fn wgsl_type(dtype: DType) -> &'static str {
     match dtype {
-        DType::Bool => "bool",
-        DType::U32 => "u32",
+        DType::Bool | DType::U32 => "u32",
         DType::I32 => "i32",
         DType::F32 => "f32",
         // There is no such type; a kernel that asks for it fails to compile, with a message.

@@ -9,7 +9,7 @@ use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 use crate::graph::layout::{Dims, collapse};
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, fold_grid, wgsl_type};
+use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid, wgsl_type};
 
 /// `out[.., j, ..] = x[.., index[.., j, ..], ..]`, of `x` and an `I32` index whose layout has the output's shape.
 #[derive(Debug)]
@@ -243,7 +243,8 @@ fn scatter<T: Num + bytemuck::Pod>(walk: &Walk, inputs: &[&[u8]], out: &mut [u8]
             for c in 0..width {
                 let (x, i) = Walk::place(columns, c);
                 let found = index[place + i];
-                let row = usize::try_from(found).ok().filter(|&i| i < walk.size).ok_or_else(|| walk.bad(found))?;
+                let row =
+                    usize::try_from(found).ok().filter(|&i| i < walk.size).ok_or_else(|| walk.bad(found))?;
                 if rows.contains(&row) {
                     let sum = &mut out[(row - rows.start) * width + c];
                     *sum = sum.add(g[at + x]);
@@ -259,7 +260,9 @@ fn scatter<T: Num + bytemuck::Pod>(walk: &Walk, inputs: &[&[u8]], out: &mut [u8]
     let rows = if slabs >= threads { walk.size } else { walk.size.div_ceil(threads) };
     let tasks = walk.size.div_ceil(rows);
     let parts: Vec<(usize, &mut [T])> = (out.chunks_exact_mut(walk.size * width).enumerate())
-        .flat_map(|(i, slab)| slab.chunks_mut(rows * width).enumerate().map(move |(t, part)| (i * tasks + t, part)))
+        .flat_map(|(i, slab)| {
+            slab.chunks_mut(rows * width).enumerate().map(move |(t, part)| (i * tasks + t, part))
+        })
         .collect();
     let run = |(n, part): (usize, &mut [T])| {
         let begin = n % tasks * rows;
@@ -336,12 +339,11 @@ impl Walk {
             return vec![];
         }
         params.total = total as u32;
-        let register = wgsl_type(call.out_dtype);
-        let boolean = call.out_dtype == DType::Bool;
+        // Loops of each invocation go over all indices.
+        let unroll = self.length.div_ceil(MAX_TURNS).next_power_of_two();
         let defines = Defines::default()
-            .value("T", register)
-            .value("S", if boolean { "u32" } else { register })
-            .flag("BOOL", boolean)
+            .value("T", wgsl_type(call.out_dtype))
+            .value("UNROLL", unroll)
             .value("RANK", inner.len())
             .value("AXIS", self.axis)
             .value("COLUMNS", columns)

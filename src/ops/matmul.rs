@@ -8,7 +8,7 @@ use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 use crate::graph::layout::{Dims, Layout, collapse};
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, fold_grid, wgsl_type};
+use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid, wgsl_type};
 
 /// `[batch…, m, k] · [batch…, k, n] -> [batch…, m, n]`. The batch dimensions of both inputs are equal (broadcast
 /// ones have stride 0); any strides will do.
@@ -35,7 +35,9 @@ impl StructuredOp for Matmul {
     #[cfg(feature = "gpu")]
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
         let problem = Problem::new(call);
-        let chosen = VARIANTS.iter().find(|v| (v.fits)(&problem, call.out_dtype, adapter));
+        let software = adapter.class == AdapterClass::Software;
+        let within = |v: &&Variant| !software || v.turns(&problem) <= MAX_TURNS;
+        let chosen = VARIANTS.iter().filter(within).find(|v| (v.fits)(&problem, call.out_dtype, adapter));
         chosen.map_or_else(Vec::new, |v| v.calls(problem, call.out_dtype))
     }
 
@@ -54,7 +56,7 @@ impl StructuredOp for Matmul {
 
 /// A product as the kernels see it.
 #[derive(Clone, Debug)]
-struct Problem {
+pub(super) struct Problem {
     m: usize,
     n: usize,
     k: usize,
@@ -95,12 +97,12 @@ impl Operand {
     /// place along the `other` dimension.
     fn aligned(&self, size: usize, stride: usize, other: usize) -> bool {
         let four = |n: &usize| n.is_multiple_of(4);
-        stride == 1 && four(&size) && four(&other) && four(&self.offset) && self.batch.iter().all(|s| four(s))
+        stride == 1 && four(&size) && four(&other) && four(&self.offset) && self.batch.iter().all(four)
     }
 }
 
 impl Problem {
-    fn new(call: &Structured) -> Problem {
+    pub(super) fn new(call: &Structured) -> Problem {
         let [(_, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
         let rank = a.rank();
         let mut problem = Problem {
@@ -159,7 +161,7 @@ impl Problem {
     }
 
     /// The same with its narrower side along `n`, if that is 1.
-    fn as_column(self) -> Problem {
+    fn into_column(self) -> Problem {
         if self.n != 1 && self.m == 1 { self.exchange() } else { self }
     }
 
@@ -184,18 +186,18 @@ impl Problem {
 
 /// A way to compute a product.
 #[cfg(feature = "gpu")]
-struct Variant {
-    kernel: Kernel,
-    fits: fn(&Problem, DType, &AdapterInfo) -> bool,
+pub(super) struct Variant {
+    pub kernel: Kernel,
+    pub fits: fn(&Problem, DType, &AdapterInfo) -> bool,
 }
 
 #[cfg(feature = "gpu")]
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Kernel {
+pub(super) enum Kernel {
     /// An invocation per element, in any type.
     Any,
-    /// A workgroup per element of a vector.
-    Dot,
+    /// A workgroup of this size per element, in any type.
+    Dot(usize),
     /// An invocation per element of a vector, or per four.
     Axpy,
     /// Registers only: 8 invocations share `rows` rows of 32 columns.
@@ -206,7 +208,7 @@ enum Kernel {
 
 /// The first that fits is taken.
 #[cfg(feature = "gpu")]
-const VARIANTS: &[Variant] = &{
+pub(super) const VARIANTS: &[Variant] = &{
     use Kernel::{Any, Axpy, Dot, Lanes, Tiles};
     const fn row(kernel: Kernel, fits: fn(&Problem, DType, &AdapterInfo) -> bool) -> Variant {
         Variant { kernel, fits }
@@ -214,49 +216,75 @@ const VARIANTS: &[Variant] = &{
     fn software(adapter: &AdapterInfo) -> bool {
         adapter.class == AdapterClass::Software
     }
+    fn lanes(dtype: DType, adapter: &AdapterInfo) -> bool {
+        dtype == DType::F32 && software(adapter)
+    }
     [
         row(Any, |_, dtype, _| dtype != DType::F32),
         // A software adapter has few threads to fill, and a barrier is dear there.
-        row(Dot, |p, _, adapter| p.is_vector() && p.outputs() < if software(adapter) { 32 } else { 4096 }),
-        row(Axpy, |p, _, _| p.is_vector()),
+        row(Dot(64), |p, dtype, adapter| {
+            dtype == DType::F32 && p.is_vector() && p.outputs() < if software(adapter) { 32 } else { 4096 }
+        }),
+        row(Axpy, |p, dtype, _| dtype == DType::F32 && p.is_vector()),
         // Larger tiles need fewer loads for the same work, but longer to compile.
-        row(Lanes { rows: 32, subgroup: true }, |p, _, adapter| {
-            software(adapter) && adapter.subgroup_size == Some(8) && p.flops() >= 1 << 25 && p.tiles(32, 32) >= 16
+        row(Lanes { rows: 32, subgroup: true }, |p, dtype, adapter| {
+            lanes(dtype, adapter)
+                && adapter.subgroup_size == Some(8)
+                && p.flops() >= 1 << 25
+                && p.tiles(32, 32) >= 16
         }),
-        row(Lanes { rows: 16, subgroup: true }, |_, _, adapter| {
-            software(adapter) && adapter.subgroup_size == Some(8)
+        row(Lanes { rows: 16, subgroup: true }, |_, dtype, adapter| {
+            lanes(dtype, adapter) && adapter.subgroup_size == Some(8)
         }),
-        row(Lanes { rows: 8, subgroup: false }, |_, _, adapter| software(adapter)),
-        row(Tiles { pieces: 2 }, |p, _, _| p.tiles(64, 64) >= 128),
-        row(Tiles { pieces: 1 }, |_, _, _| true),
+        row(Lanes { rows: 8, subgroup: false }, |_, dtype, adapter| lanes(dtype, adapter)),
+        row(Tiles { pieces: 2 }, |p, _, adapter| !software(adapter) && p.tiles(64, 64) >= 128),
+        row(Tiles { pieces: 1 }, |_, _, adapter| !software(adapter)),
+        // What is left are depths past the turns of a software driver's loops.
+        row(Dot(64), |_, _, _| true),
+        row(Dot(256), |_, _, _| true),
     ]
 };
 
 #[cfg(feature = "gpu")]
 impl Variant {
+    /// How often an invocation's loop turns.
+    fn turns(&self, p: &Problem) -> usize {
+        match self.kernel {
+            Kernel::Any => p.k,
+            // By fours, but for matrices that are read four rows at a time.
+            Kernel::Axpy if p.a.rows == 1 || p.b.columns == 1 => p.k,
+            Kernel::Axpy | Kernel::Lanes { .. } | Kernel::Tiles { .. } => p.k.div_ceil(4),
+            Kernel::Dot(width) => p.k.div_ceil(4 * width),
+        }
+    }
+
     /// The dispatches of this variant.
-    fn calls(&self, problem: Problem, dtype: DType) -> Vec<ShaderCall> {
+    pub fn calls(&self, problem: Problem, dtype: DType) -> Vec<ShaderCall> {
         if problem.outputs() == 0 {
             return vec![];
         }
         let p = match self.kernel {
-            Kernel::Dot | Kernel::Axpy => problem.as_column(),
+            Kernel::Dot(_) | Kernel::Axpy => problem.into_column(),
             // The way round that wastes less on the padding of tiles.
-            Kernel::Lanes { rows, .. } if problem.padded(32, rows) < problem.padded(rows, 32) => problem.exchange(),
+            Kernel::Lanes { rows, .. } if problem.padded(32, rows) < problem.padded(rows, 32) => {
+                problem.exchange()
+            }
             _ => problem,
         };
         let any = self.kernel == Kernel::Any;
-        let a_by_row = p.a.aligned(p.m, p.a.rows, p.a.columns);
-        let a_vec = !any && (a_by_row || p.a.aligned(p.k, p.a.columns, p.a.rows));
-        let a_by_row = a_vec && a_by_row && !p.a.aligned(p.k, p.a.columns, p.a.rows);
-        let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
-        let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows);
-        let column = matches!(self.kernel, Kernel::Dot | Kernel::Axpy);
-        let b_vec = !any && (along_k || (along_n && !column));
+        let dot = matches!(self.kernel, Kernel::Dot(_));
+        let column = dot || self.kernel == Kernel::Axpy;
+        // Along k where that is possible. Dot products can use no other.
+        let a_along_k = p.a.aligned(p.k, p.a.columns, p.a.rows);
+        let a_by_row = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
+        let a_vec = !any && (a_along_k || a_by_row);
+        let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns) && !(column && a_by_row);
+        let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
+        let b_vec = !any && (along_k || along_n);
         // (m, n) of the output as this product has them.
         let (out_m, out_n) = if p.exchanged { (1, p.m) } else { (p.n, 1) };
         let store4 = match self.kernel {
-            Kernel::Any | Kernel::Dot => false,
+            Kernel::Any | Kernel::Dot(_) => false,
             Kernel::Axpy => a_by_row,
             Kernel::Lanes { .. } | Kernel::Tiles { .. } => out_n == 1 && p.n.is_multiple_of(4),
         };
@@ -274,7 +302,7 @@ impl Variant {
             .flag("COLUMN", column);
         let (entry, defines, tiles_m, tiles_n) = match self.kernel {
             Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
-            Kernel::Dot => ("dot_products", defines.flag("DOT", true), p.m, 1),
+            Kernel::Dot(width) => ("dot_products", defines.flag("DOT", true).value("WIDTH", width), p.m, p.n),
             Kernel::Axpy => {
                 let rows = if a_by_row { 256 } else { 64 };
                 ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)

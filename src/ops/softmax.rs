@@ -9,7 +9,7 @@ use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::softma
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, fold_grid};
+use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
 
 /// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
 #[derive(Debug)]
@@ -98,7 +98,8 @@ fn run<T: Real + bytemuck::Pod>(call: &Structured, log: bool, inputs: &[&[u8]], 
     if out.is_empty() {
         return;
     }
-    let input = |i: usize| &bytemuck::cast_slice::<u8, T>(inputs[i])[call.inputs[i].1.offset..][..out_len(call)];
+    let input =
+        |i: usize| &bytemuck::cast_slice::<u8, T>(inputs[i])[call.inputs[i].1.offset..][..out_len(call)];
     let (x, y) = (input(0), (inputs.len() > 1).then(|| input(1)));
     let slabs = WORTH_A_THREAD.div_ceil(slab);
     out.par_chunks_mut(slabs * slab).enumerate().for_each(|(i, out)| {
@@ -246,64 +247,94 @@ fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], totals: &mut [(T, T)]
 /// Who computes a row.
 #[cfg(feature = "gpu")]
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Kernel {
+pub(super) enum Kernel {
     /// An invocation, which keeps it in registers.
     Registers,
     /// An invocation.
     Invocation,
     /// A workgroup of this size.
     Group(usize),
+    /// The same, with this many vec4s in each turn of a loop.
+    Unrolled(usize),
 }
 
 #[cfg(feature = "gpu")]
-struct Rows {
+pub(super) struct Rows {
     rows: usize,
     n: usize,
     inner: usize,
 }
 
+#[cfg(feature = "gpu")]
+type Fits = fn(&Rows, software: bool) -> bool;
+
 /// The first that fits is taken. On a software adapter barriers are dear, and few threads are to be filled. On a
 /// GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
-const VARIANTS: &[(Kernel, fn(&Rows, software: bool) -> bool)] = &[
+pub(super) const VARIANTS: &[(Kernel, Fits)] = &[
     (Kernel::Registers, |r, software| r.n <= 32 && (software || r.inner >= 32 || r.rows >= 1024)),
     (Kernel::Invocation, |r, software| if software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
     (Kernel::Group(64), |r, software| software || r.n <= 1024),
     (Kernel::Group(256), |_, _| true),
+    (Kernel::Unrolled(8), |_, _| true),
 ];
 
 #[cfg(feature = "gpu")]
 fn dispatch(call: &Structured, log: bool, adapter: &AdapterInfo) -> Vec<ShaderCall> {
     let rows = Rows::new(call);
     let software = adapter.class == AdapterClass::Software;
-    let chosen = VARIANTS.iter().find(|(_, fits)| fits(&rows, software));
+    let within = |kernel: Kernel| !software || rows.turns(kernel) <= MAX_TURNS;
+    let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(&rows, software));
     chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log, software))
 }
 
 #[cfg(feature = "gpu")]
 impl Rows {
-    fn new(call: &Structured) -> Rows {
-        let &[outer, n, inner] = &call.inputs[0].1.shape[..] else { unreachable!("softmax takes [outer, n, inner]") };
+    pub(super) fn new(call: &Structured) -> Rows {
+        let &[outer, n, inner] = &call.inputs[0].1.shape[..] else {
+            unreachable!("softmax takes [outer, n, inner]")
+        };
         Rows { rows: outer * inner, n, inner }
     }
 
-    fn calls(&self, kernel: Kernel, call: &Structured, log: bool, software: bool) -> Vec<ShaderCall> {
+    /// How often an invocation's loops turn, for the greatest, the sum and the results.
+    fn turns(&self, kernel: Kernel) -> usize {
+        3 * match kernel {
+            Kernel::Registers => 0,
+            Kernel::Invocation => self.n.div_ceil(4),
+            Kernel::Group(width) => self.n.div_ceil(4 * width),
+            Kernel::Unrolled(ways) => self.n.div_ceil(4 * 256 * ways),
+        }
+    }
+
+    pub(super) fn calls(
+        &self,
+        kernel: Kernel,
+        call: &Structured,
+        log: bool,
+        software: bool,
+    ) -> Vec<ShaderCall> {
         if self.rows * self.n == 0 {
             return vec![];
         }
         let backward = call.inputs.len() > 1;
-        let vec = self.inner == 1
+        let unroll = if let Kernel::Unrolled(ways) = kernel { ways } else { 1 };
+        // Past the end of a row single elements may be read, but not fours.
+        let vec = unroll == 1
+            && self.inner == 1
             && self.n.is_multiple_of(4)
             && call.inputs.iter().all(|(_, layout)| layout.offset.is_multiple_of(4));
         let width = match kernel {
             Kernel::Group(width) => width,
+            Kernel::Unrolled(_) => 256,
             _ if software => 8,
             _ => 64,
         };
-        let group = matches!(kernel, Kernel::Group(_));
+        let group = matches!(kernel, Kernel::Group(_) | Kernel::Unrolled(_));
         let defines = Defines::default()
             .value("T", "f32")
             .value("WIDTH", width)
+            .value("UNROLL", unroll)
             .flag("GROUP", group)
             .value("CHUNKS", if kernel == Kernel::Registers { self.n.div_ceil(4) } else { 0 })
             .flag("LOG", log)

@@ -1,7 +1,4 @@
 //! `+ - * / - !` on tensors, references and numbers, on either side.
-//!
-//! On the left a number is of Rust's own types for literals, f64 and i32: were there impls for others, the type of
-//! `5.0 * x` could not be inferred, and no method be called on it.
 
 use super::Tensor;
 use crate::ops::elementwise::{ADD, DIV, MUL, SUB};
@@ -19,6 +16,7 @@ macro_rules! binary {
             #[track_caller]
             fn $method(self, other: T) -> Tensor { $op.call(&[self.into(), other.into()]) }
         }
+        // One float and one integer type, so that `2.0 * x` has a type before its literal has.
         binary!(@number $trait $method $op f64 i32);
     )*};
     (@number $trait:ident $method:ident $op:ident $($t:ty)*) => {$(

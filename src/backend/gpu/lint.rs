@@ -14,9 +14,12 @@ pub fn check(path: &str, wgsl: &str, subgroups: bool) -> Result<Module, String> 
     use naga::valid::Capabilities;
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let flags = naga::valid::ValidationFlags::all();
-    let info = naga::valid::Validator::new(flags, if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() })
-        .validate(&module)
-        .map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
+    let info = naga::valid::Validator::new(
+        flags,
+        if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() },
+    )
+    .validate(&module)
+    .map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let fault = |what: String| Err(format!("{path}: {what}"));
 
     if module.types.iter().any(|(_, t)| matches!(t.inner, TypeInner::Scalar(Scalar { width: 8, .. }))) {
@@ -262,7 +265,9 @@ pub fn params(path: &str, module: &Module) -> Result<Option<Vec<Field>>, String>
             TypeInner::Vector { size, scalar } => format!("[{}; {}]", of(scalar)?, vector_len(*size)),
             TypeInner::Array { base, size: naga::ArraySize::Constant(n), .. } => {
                 match &module.types[*base].inner {
-                    TypeInner::Vector { size: VectorSize::Quad, scalar } => format!("[[{}; 4]; {n}]", of(scalar)?),
+                    TypeInner::Vector { size: VectorSize::Quad, scalar } => {
+                        format!("[[{}; 4]; {n}]", of(scalar)?)
+                    }
                     _ => return Err(format!("{path}: params.{name} must be of vec4s")),
                 }
             }
