@@ -64,7 +64,8 @@ impl Twin {
 
     /// The largest differences so far.
     pub fn report(&self) -> String {
-        let lines = KINDS.iter().zip(&*self.worst.borrow()).map(|(kind, worst)| {
+        let worst = self.worst.borrow();
+        let lines = KINDS.iter().zip(&*worst).map(|(kind, worst)| {
             let place = if worst.place.is_empty() { String::new() } else { format!(" of {}", worst.place) };
             format!("  largest difference: {:.1e} in the {kind}{place}", worst.difference)
         });
