@@ -16,7 +16,8 @@ use crate::graph::node::{Node, Operand};
 
 mod create;
 pub(crate) mod dims;
-mod format;
+#[doc(hidden)]
+pub mod format;
 mod index;
 mod inplace;
 mod operators;
