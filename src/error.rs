@@ -42,6 +42,8 @@ pub enum ErrorKind {
     Backend,
     /// Reading or writing a file failed.
     Io,
+    /// A dataset failed.
+    Data,
 }
 
 impl Error {

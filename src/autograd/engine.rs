@@ -95,7 +95,8 @@ impl Tensor {
             Some(inputs) => Some(targets_of(inputs, "backward", Location::caller())?),
             None => None,
         };
-        let sinks = run(&[self.clone()], &[how.gradient.clone()], &how, targets.as_deref(), "backward")?;
+        let sinks =
+            run(&[self.clone()], &[how.gradient.clone()], &how, targets.as_deref(), "backward", Location::caller())?;
         // Asked for by name, non-leaf inputs accumulate too.
         for (input, grad) in how.inputs.iter().flatten().zip(sinks) {
             if let Some(grad) = grad {
@@ -129,16 +130,7 @@ pub fn grad(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
 #[track_caller]
 pub fn grad_with(outputs: &[&Tensor], inputs: &[&Tensor], how: impl Into<Backward>) -> Result<Vec<Tensor>> {
     let caller = Location::caller();
-    let how: Backward = how.into();
-    let owned: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
-    let targets = targets_of(&owned, "grad", caller)?;
-    let outputs: Vec<Tensor> = outputs.iter().map(|&t| t.clone()).collect();
-    let mut gradients = vec![None; outputs.len()];
-    if let Some(first) = gradients.first_mut() {
-        *first = how.gradient.clone();
-    }
-    let sinks = run(&outputs, &gradients, &how, Some(&targets), "grad")?;
-    sinks
+    grad_where_used(outputs, inputs, how.into(), "grad", caller)?
         .into_iter()
         .map(|g| {
             g.ok_or_else(|| {
@@ -147,6 +139,24 @@ pub fn grad_with(outputs: &[&Tensor], inputs: &[&Tensor], how: impl Into<Backwar
             })
         })
         .collect()
+}
+
+/// [`grad_with`], with `None` for inputs that were not used.
+pub(super) fn grad_where_used(
+    outputs: &[&Tensor],
+    inputs: &[&Tensor],
+    how: Backward,
+    op: &'static str,
+    caller: &'static Location<'static>,
+) -> Result<Vec<Option<Tensor>>> {
+    let owned: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
+    let targets = targets_of(&owned, op, caller)?;
+    let outputs: Vec<Tensor> = outputs.iter().map(|&t| t.clone()).collect();
+    let mut gradients = vec![None; outputs.len()];
+    if let Some(first) = gradients.first_mut() {
+        *first = how.gradient.clone();
+    }
+    run(&outputs, &gradients, &how, Some(&targets), op, caller)
 }
 
 fn targets_of(inputs: &[Tensor], op: &'static str, caller: &'static Location<'static>) -> Result<Vec<Edge>> {
@@ -165,15 +175,14 @@ fn targets_of(inputs: &[Tensor], op: &'static str, caller: &'static Location<'st
 type Key = *const GradFn;
 
 /// Runs a pass. With `targets`, gradients are caught there and returned instead of accumulated in leaves.
-#[track_caller]
 fn run(
     outputs: &[Tensor],
     gradients: &[Option<Tensor>],
     how: &Backward,
     targets: Option<&[Edge]>,
     op: &'static str,
+    caller: &'static Location<'static>,
 ) -> Result<Vec<Option<Tensor>>> {
-    let caller = Location::caller();
     let mut pass = Pass { waiting: HashMap::new(), heap: BinaryHeap::new(), grads: HashMap::new(), ready: HashMap::new() };
     let mut roots = vec![];
     for (i, (output, gradient)) in outputs.iter().zip(gradients).enumerate() {
@@ -310,7 +319,9 @@ fn keep_retained(f: &GradFn, grads: &[Option<Tensor>]) {
 /// Adds to a tensor's `grad`, into the same tensor where there is one, as PyTorch does.
 fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) {
     match leaf.grad() {
-        None => leaf.set_grad(Some(if create_graph { grad } else { grad.detach_value() })),
+        None if create_graph => leaf.set_grad(Some(grad)),
+        // A view of something (a sum's gradient is one number, expanded) could not be written to.
+        None => leaf.set_grad(Some(if grad.covers_storage() { grad.detach_value() } else { grad.clone_data() })),
         Some(old) if create_graph => leaf.set_grad(Some(&old + &grad)),
         Some(old) => {
             old.add_(&grad);

@@ -10,7 +10,6 @@ use smallvec::SmallVec;
 
 use crate::graph::device::Device;
 use crate::graph::dtype::DType;
-use crate::graph::layout::Dims;
 use crate::tensor::{Tensor, WeakTensor};
 
 /// Gradients by input; `None` where nothing flows.
@@ -32,10 +31,9 @@ pub struct GradFn {
     pub(super) retained: Mutex<Vec<(usize, WeakTensor)>>,
 }
 
-/// What a gradient of an output must look like.
+/// What an output is like.
 #[derive(Clone)]
 pub(crate) struct OutputInfo {
-    pub shape: Dims,
     pub dtype: DType,
     pub device: Device,
 }

@@ -221,14 +221,14 @@ elementwise! {
     }
     /// The sine of each element, in radians.
     unary SIN sin "sin" "SinBackward0" 1 Float -> Same on Real {
-        wgsl: "sin(a)",
+        wgsl: "w_sin(a)",
         cpu: crate::backend::cpu::math::sin::kernel,
         cost: 12, saves: A,
         grad: Gradient::Formula(|c, g| grads!(c, g.mul(c.input(0).cos()))),
     }
     /// The cosine of each element, in radians.
     unary COS cos "cos" "CosBackward0" 1 Float -> Same on Real {
-        wgsl: "cos(a)",
+        wgsl: "w_cos(a)",
         cpu: crate::backend::cpu::math::cos::kernel,
         cost: 12, saves: A,
         grad: Gradient::Formula(|c, g| grads!(c, g.neg().mul(c.input(0).sin()))),

@@ -14,6 +14,8 @@ pub(crate) mod products;
 pub(crate) mod random;
 pub(crate) mod record;
 pub(crate) mod reduce;
+#[doc(hidden)]
+pub mod samples;
 pub(crate) mod softmax;
 #[cfg(test)]
 mod structured_tests;

@@ -137,19 +137,33 @@ fn broadcast_to(t: &Tensor, shape: &[usize]) -> Tensor {
 fn product(a: &Tensor, b: &Tensor, name: &'static str, caller: Caller) -> Result<Tensor> {
     let out = record(a, b, caller)?;
     link(&out, name, &[a, b], caller, || {
+        // A gradient comes in its operand's own order: that of a weight's transpose, transposed back, is then
+        // contiguous and needs no copy.
+        let (turn_a, turn_b) = (is_transposed(a), is_transposed(b));
         // Each operand is needed for the other's gradient only.
         let saved_b = a.requires_grad().then(|| Saved::input(b));
         let saved_a = b.requires_grad().then(|| Saved::input(a));
         Box::new(move |f, g| {
             let da = saved_b.as_ref().filter(|_| f.needs(0));
             let db = saved_a.as_ref().filter(|_| f.needs(1));
+            let turned = |t: &Tensor| t.transpose(-2, -1);
             smallvec![
-                da.map(|b| g.matmul(&b.unpack(f).transpose(-2, -1))),
-                db.map(|a| a.unpack(f).transpose(-2, -1).matmul(g))
+                da.map(|b| {
+                    let b = b.unpack(f);
+                    if turn_a { turned(&b.matmul(&turned(g))) } else { g.matmul(&turned(&b)) }
+                }),
+                db.map(|a| {
+                    let a = a.unpack(f);
+                    if turn_b { turned(&turned(g).matmul(&a)) } else { turned(&a).matmul(g) }
+                })
             ]
         })
     });
     Ok(out)
+}
+
+fn is_transposed(t: &Tensor) -> bool {
+    !t.is_contiguous() && t.transpose(-2, -1).is_contiguous()
 }
 
 fn record(a: &Tensor, b: &Tensor, caller: Caller) -> Result<Tensor> {

@@ -413,6 +413,19 @@ impl Options {
 }
 
 impl Tensor {
+    /// A tensor of these stored bytes, as many as the shape needs.
+    #[track_caller]
+    pub(crate) fn from_bytes(device: &Device, dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
+        let caller = Location::caller();
+        Tensor::from_result((|| {
+            check_dtype(device, dtype, "tensor", caller)?;
+            let shape = dims::shape(shape, "tensor", caller)?;
+            debug_assert_eq!(numel(&shape) * dtype.size(), bytes.len());
+            let buffer = device.upload(bytes, caller, "tensor")?;
+            Ok(Tensor::from_node(Node::ready(device, dtype, &shape, buffer, caller)))
+        })())
+    }
+
     fn like(&self) -> Options {
         Options { dtype: Some(self.dtype()), device: Some(self.device().clone()), requires_grad: false }
     }

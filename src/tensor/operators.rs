@@ -16,7 +16,8 @@ macro_rules! binary {
             #[track_caller]
             fn $method(self, other: T) -> Tensor { $op.call(&[self.into(), other.into()]) }
         }
-        binary!(@number $trait $method $op f32 f64 i32 i64);
+        // One float and one integer type, so that `2.0 * x` has a type before its literal has.
+        binary!(@number $trait $method $op f64 i32);
     )*};
     (@number $trait:ident $method:ident $op:ident $($t:ty)*) => {$(
         impl std::ops::$trait<&Tensor> for $t {

@@ -617,5 +617,5 @@ fn memory_is_counted_and_reused() {
     assert_eq!(device.memory(), Memory { live_buffers: 0, live_bytes: 0, pooled_bytes: 1024 });
     device.empty_cache();
     assert_eq!(device.memory(), Memory::default());
-    assert_eq!(device.download(&device.alloc(0).unwrap(), 0..0).unwrap(), []);
+    assert!(device.download(&device.alloc(0).unwrap(), 0..0).unwrap().is_empty());
 }

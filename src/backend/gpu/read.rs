@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{Buffer, Fault};
 use crate::error::ErrorKind;
@@ -18,6 +19,9 @@ use super::run::{Status, raw, storage};
 
 /// Staging buffers kept for reuse.
 const KEEP: usize = 8;
+
+/// How long the answer may take once the work is done.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What reads share.
 #[derive(Default)]
@@ -34,14 +38,16 @@ struct Pending {
     data: Range<usize>,
     status: Option<Range<usize>>,
     submission: wgpu::SubmissionIndex,
-    mapped: Arc<Mutex<Mapped>>,
+    mapped: Arc<(Mutex<Mapped>, Condvar)>,
 }
 
 #[derive(Default)]
 struct Mapped {
-    result: Option<Result<(), wgpu::BufferAsyncError>>,
+    result: Option<Answer>,
     waker: Option<Waker>,
 }
+
+type Answer = Result<(), wgpu::BufferAsyncError>;
 
 fn broken(what: impl std::fmt::Display) -> Fault {
     Fault { kind: ErrorKind::Backend, message: format!("reading back failed: {what}"), command: None }
@@ -75,14 +81,15 @@ impl Gpu {
             }
             self.queue.submit([encoder.finish()])
         })?;
-        let mapped = Arc::new(Mutex::new(Mapped::default()));
+        let mapped = Arc::<(Mutex<Mapped>, Condvar)>::default();
         let told = mapped.clone();
         staging.map_async(wgpu::MapMode::Read, ..bytes + flags, move |result| {
             let waker = {
-                let mut mapped = told.lock();
+                let mut mapped = told.0.lock();
                 mapped.result = Some(result);
                 mapped.waker.take()
             };
+            told.1.notify_all();
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -111,7 +118,14 @@ impl Gpu {
     pub(super) fn read(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
         let Some(pending) = self.start_read(from, &range)? else { return Ok(vec![]) };
         wait(&self.device, Some(pending.submission.clone()))?;
-        let result = pending.mapped.lock().result.take();
+        let result = {
+            // Another thread that waits for the device may be about to deliver the answer.
+            let mut mapped = pending.mapped.0.lock();
+            if mapped.result.is_none() {
+                pending.mapped.1.wait_for(&mut mapped, PATIENCE);
+            }
+            mapped.result.take()
+        };
         let data = finish(pending, result, &self.status, &self.reader);
         self.faults.take()?;
         data
@@ -156,7 +170,7 @@ impl Gpu {
 
 fn finish(
     pending: Pending,
-    result: Option<Result<(), wgpu::BufferAsyncError>>,
+    result: Option<Answer>,
     status: &Mutex<Status>,
     reader: &Mutex<Reader>,
 ) -> Result<Vec<u8>, Fault> {
@@ -207,7 +221,7 @@ impl Future for Read {
         let this = self.get_mut();
         let Some(pending) = &this.pending else { return Poll::Ready(Err(broken("it was read before"))) };
         let result = {
-            let mut mapped = pending.mapped.lock();
+            let mut mapped = pending.mapped.0.lock();
             if mapped.result.is_none() && !this.faults.is_lost() {
                 mapped.waker = Some(context.waker().clone());
                 return Poll::Pending;

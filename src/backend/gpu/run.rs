@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use std::collections::HashMap;
 use smallvec::SmallVec;
+use std::collections::HashMap;
 
 use crate::backend::report::{self, Timing};
 use crate::backend::{Buffer, Fault};
@@ -373,7 +373,7 @@ impl Status {
     }
 
     /// Offset of the word of a kernel's op and line.
-    fn word(&mut self, kernel: &Arc<crate::graph::kernel::Kernel>) -> u32 {
+    pub fn word(&mut self, kernel: &Arc<crate::graph::kernel::Kernel>) -> u32 {
         self.raised = true;
         let owner = (kernel.label.clone(), kernel.caller);
         let index = self.owners.iter().position(|o| *o == owner).unwrap_or_else(|| {

@@ -20,7 +20,8 @@ pub struct Fill<'a> {
 
 /// Expands a template to WGSL.
 pub fn expand(text: &str, library: &Library, fill: &Fill) -> Result<String, String> {
-    let mut expander = Expander { library, fill, out: String::with_capacity(text.len() * 2), imports: vec![] };
+    let mut expander =
+        Expander { library, fill, out: String::with_capacity(text.len() * 2), imports: vec![] };
     let lines: Vec<(usize, &str)> = text.lines().enumerate().collect();
     expander.block(&lines, &mut vec![])?;
     // The epilogue is generated, and may call what the template does not import.
@@ -46,7 +47,8 @@ impl Expander<'_> {
             let fault = |what: String| format!("line {}: {what}: {}", number + 1, line.trim());
             let defined = |name: &str| {
                 let counter = counters.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-                counter.or_else(|| self.fill.defines.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()))
+                counter
+                    .or_else(|| self.fill.defines.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()))
             };
             let active = open.last().is_none_or(|&(here, outer)| here && outer);
             let trimmed = line.trim_start();
@@ -216,6 +218,10 @@ impl Library {
         loop {
             let found: Vec<String> = (library.items.iter())
                 .filter(|(_, item)| !item.generic && library.is_generic(&item.text))
+                // What is itself the 4-wide form of something has no other.
+                .filter(|(name, _)| {
+                    name.strip_suffix('4').is_none_or(|base| !library.items.contains_key(base))
+                })
                 .map(|(name, _)| name.clone())
                 .collect();
             if found.is_empty() {

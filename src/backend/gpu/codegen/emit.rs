@@ -160,17 +160,19 @@ impl<'a> Printer<'a> {
                     registers.push(anchor.to_string());
                     continue;
                 }
-                Inst::Op { op, operand, result, args } => self.library.widen(op.expression(*operand), wide, |word| {
-                    Some(match word {
-                        "T" => register_type(*operand, wide).to_string(),
-                        "R" => register_type(*result, wide).to_string(),
-                        "a" | "b" | "c" | "d" | "e" => {
-                            let arg = args.get(usize::from(word.as_bytes()[0] - b'a'))?;
-                            registers[usize::from(*arg)].clone()
-                        }
-                        _ => return None,
+                Inst::Op { op, operand, result, args } => {
+                    self.library.widen(op.expression(*operand), wide, |word| {
+                        Some(match word {
+                            "T" => register_type(*operand, wide).to_string(),
+                            "R" => register_type(*result, wide).to_string(),
+                            "a" | "b" | "c" | "d" | "e" => {
+                                let arg = args.get(usize::from(word.as_bytes()[0] - b'a'))?;
+                                registers[usize::from(*arg)].clone()
+                            }
+                            _ => return None,
+                        })
                     })
-                }),
+                }
             };
             // What equals something known already is that.
             let ty = register_type(program.dtype(at as u16), wide);

@@ -1,8 +1,10 @@
 //! Kernels built by hand, run on an adapter, against plain Rust loops.
 
+mod device;
 mod figures;
 mod kernels;
 mod oracle;
+mod shared;
 
 use std::panic::Location;
 use std::sync::Arc;

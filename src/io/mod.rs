@@ -1,0 +1,9 @@
+//! Saving and loading tensors.
+
+mod file;
+pub mod npy;
+#[cfg(feature = "io")]
+mod safetensors;
+
+#[cfg(feature = "io")]
+pub use self::safetensors::{load, load_metadata, save, save_with};

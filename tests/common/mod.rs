@@ -1,0 +1,28 @@
+//! What the test files share.
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+use wgrad::prelude::*;
+
+/// The devices to test on: the CPU, and the GPU where there is one. With `WGRAD_REQUIRE_GPU=1` there must be one.
+pub fn devices() -> Vec<Device> {
+    let mut devices = vec![cpu()];
+    match gpu() {
+        Ok(gpu) => devices.push(gpu),
+        Err(error) => {
+            let required = std::env::var("WGRAD_REQUIRE_GPU").is_ok_and(|v| v != "0" && !v.is_empty());
+            assert!(!required, "WGRAD_REQUIRE_GPU is set, and there is no GPU: {error}");
+        }
+    }
+    devices
+}
+
+/// Asserts that all elements are within `tolerance` of what was expected, relative to it where it is above 1.
+#[track_caller]
+pub fn assert_close(got: &Tensor, expected: &[f64], tolerance: f64, what: &str) {
+    let got = got.to_f64_vec().unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(got.len(), expected.len(), "{what}: the number of elements");
+    for (i, (&g, &e)) in got.iter().zip(expected).enumerate() {
+        let same = g == e || (g.is_nan() && e.is_nan()) || (g - e).abs() <= tolerance * e.abs().max(1.0);
+        assert!(same, "{what}: element {i} is {g}, expected {e}");
+    }
+}

@@ -1,0 +1,56 @@
+//! Bad inputs: refused with the declared kind, a message that names op and shapes, and the caller's line; and
+//! everything else goes on as before.
+
+use wgrad::ops::samples::all;
+use wgrad::prelude::*;
+
+use crate::Failures;
+use crate::devices::devices;
+
+#[test]
+fn bad_inputs_are_refused() {
+    let ops = all();
+    let bad: Vec<_> = ops.iter().flat_map(|op| &op.bad).collect();
+    assert!(bad.len() > 100, "only {}", bad.len());
+    let mut failures = Failures::default();
+    for device in devices() {
+        for bad in &bad {
+            let mut fail = |what: String| failures.add(format!("{} (bad.rs:{}) on {device}: {what}", bad.op, bad.line));
+            let out = (bad.run)(&device);
+            let Some(error) = out.error() else {
+                fail(format!("accepted, and made {:?}", out.shape()));
+                continue;
+            };
+            if error.kind() != bad.kind {
+                fail(format!("kind {:?} instead of {:?}: {error}", error.kind(), bad.kind));
+            }
+            let text = error.to_string();
+            if error.op() != bad.op || !text.starts_with(&format!("{}: ", bad.op)) {
+                fail(format!("op '{}': {error}", error.op()));
+            }
+            for part in bad.says.iter().filter(|p| !text.contains(*p)) {
+                fail(format!("the message lacks '{part}': {error}"));
+            }
+            let at = error.caller();
+            if !at.file().ends_with("bad.rs") || at.line() != bad.line {
+                fail(format!("says it happened at {at}"));
+            }
+            // What is made of it is invalid for the same reason, wherever it is read.
+            let later = (&out + 1.0).sum();
+            if later.error().map(|e| e.to_string()) != Some(text.clone()) {
+                fail(format!("was forgotten: {:?}", later.error()));
+            }
+            for read in [later.check(), later.to_vec::<f32>().map(drop), later.backward()] {
+                if read.as_ref().map_err(ToString::to_string) != Err(text.clone()) {
+                    fail(format!("reading gave {read:?}"));
+                }
+            }
+        }
+        // And all is well with everything else.
+        let x = options().device(&device).requires_grad(true).ones([2, 2]);
+        x.exp().sum().backward().unwrap();
+        let e = std::f32::consts::E;
+        assert!(x.grad().unwrap().to_vec::<f32>().unwrap().iter().all(|v| (v - e).abs() < 1e-5));
+    }
+    failures.finish(bad.len());
+}
