@@ -1,9 +1,6 @@
 //! Checks every variant of every shader and writes the kernel table that `src/backend/gpu` includes.
 
 #[cfg(feature = "gpu")]
-pub(crate) use naga;
-
-#[cfg(feature = "gpu")]
 #[path = "src/backend/gpu/lint.rs"]
 mod lint;
 #[cfg(feature = "gpu")]

@@ -1,19 +1,32 @@
 //! What the test files share.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+use std::sync::OnceLock;
+
 use wgrad::prelude::*;
 
 /// The devices to test on: the CPU, and the GPU where there is one. With `WGRAD_REQUIRE_GPU=1` there must be one.
+///
+/// Every test comes through here first, and so recycled memory is filled with rubbish before it is used: what
+/// reads an element that nothing wrote fails.
 pub fn devices() -> Vec<Device> {
-    let mut devices = vec![cpu()];
-    match gpu() {
-        Ok(gpu) => devices.push(gpu),
-        Err(error) => {
-            let required = std::env::var("WGRAD_REQUIRE_GPU").is_ok_and(|v| v != "0" && !v.is_empty());
-            assert!(!required, "WGRAD_REQUIRE_GPU is set, and there is no GPU: {error}");
+    static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
+    let open = || {
+        // SAFETY: once, before the library has started any thread; the harness's other threads wait here for the
+        // devices, or read no environment.
+        unsafe { std::env::set_var("WGRAD_DIRTY_POOL", "1") };
+        let mut devices = vec![cpu()];
+        match gpu() {
+            Ok(gpu) => devices.push(gpu),
+            Err(error) => {
+                let required = std::env::var("WGRAD_REQUIRE_GPU").is_ok_and(|v| v != "0" && !v.is_empty());
+                assert!(!required, "WGRAD_REQUIRE_GPU is set, and there is no GPU: {error}");
+                eprintln!("no GPU ({}): tested on the cpu only", error.message());
+            }
         }
-    }
-    devices
+        devices
+    };
+    DEVICES.get_or_init(open).clone()
 }
 
 /// Asserts that all elements are within `tolerance` of what was expected, relative to it where it is above 1.

@@ -36,6 +36,7 @@ def words(t):
 
 def main():
     lines = [f"# Written by make.py with torch {torch.__version__.split('+')[0]}: key, dtype and shape; values; gradients by input."]
+    wrong = []
     samples = [json.loads(line) for line in open(sys.argv[1])]
     for sample in sorted({s["key"]: s for s in samples}.values(), key=lambda s: s["key"]):
         try:
@@ -51,7 +52,9 @@ def main():
                         g = torch.zeros_like(x) if x.grad is None else x.grad
                         lines.append(f"g {i} {words(g)}".rstrip())
         except Exception as error:
-            sys.exit(f"{sample['expression']} of {[(x['dtype'], x['shape']) for x in sample['inputs']]}: {error}")
+            wrong.append(f"{sample['expression']} of {[(x['dtype'], x['shape']) for x in sample['inputs']]}: {error}")
+    if wrong:
+        sys.exit("\n".join(wrong))
     path = pathlib.Path(__file__).parent / "operators.txt"
     path.write_text("\n".join(lines) + "\n")
     print(f"{len(samples)} samples, {path.stat().st_size} bytes")

@@ -5,7 +5,7 @@ use wgrad::ops::samples::all;
 use wgrad::prelude::*;
 
 use crate::Failures;
-use crate::devices::devices;
+use crate::common::devices;
 
 #[test]
 fn bad_inputs_are_refused() {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use wgrad::prelude::*;
 
-use crate::devices::devices;
+use crate::common::devices;
 use crate::model::{Model, broadcast};
 
 /// Random numbers that mean something only with the tensors there are when the step is taken: so a program stays a

@@ -10,7 +10,7 @@ use wgrad::ops::samples::{OpInfo, Sample, Slope, all};
 use wgrad::prelude::*;
 
 use crate::Failures;
-use crate::devices::devices;
+use crate::common::devices;
 
 /// What PyTorch computed for a sample.
 struct Golden {

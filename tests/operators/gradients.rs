@@ -5,7 +5,7 @@ use wgrad::ops::samples::{Sample, Slope, all};
 use wgrad::prelude::*;
 
 use crate::Failures;
-use crate::devices::devices;
+use crate::common::devices;
 
 fn smooth() -> Vec<Sample> {
     // Jacobians of the larger ones take long and say nothing new.

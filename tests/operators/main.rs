@@ -1,7 +1,7 @@
 //! Every operator against PyTorch, against finite differences, and against itself in other circumstances.
 
-#[path = "../common/devices.rs"]
-mod devices;
+#[path = "../common/mod.rs"]
+mod common;
 mod errors;
 mod fusion;
 mod goldens;

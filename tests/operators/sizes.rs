@@ -3,7 +3,7 @@
 
 use wgrad::prelude::*;
 
-use crate::devices::devices;
+use crate::common::devices;
 
 /// More elements than 65,535 workgroups of 64 invocations have.
 const MANY: usize = 65_535 * 64 + 1_000;

@@ -1,8 +1,6 @@
 //! What `build.rs` demands of a shader: naga's validation, and what browsers reject beyond it.
 
-use super::naga::{
-    self, AddressSpace, Expression, Handle, Module, Scalar, ScalarKind, Statement, TypeInner, VectorSize,
-};
+use naga::{AddressSpace, Expression, Handle, Module, Scalar, ScalarKind, Statement, TypeInner, VectorSize};
 
 /// What WebGPU grants everywhere, by its default limits.
 const MAX_INVOCATIONS: u32 = 256;

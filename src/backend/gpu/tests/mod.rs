@@ -5,6 +5,7 @@ mod figures;
 mod kernels;
 mod oracle;
 mod shared;
+mod structured;
 
 use std::panic::Location;
 use std::sync::Arc;
