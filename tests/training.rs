@@ -199,36 +199,6 @@ fn a_loss_curve_is_pytorchs() {
     }
 }
 
-#[test]
-fn steps_share_one_plan_and_leave_nothing_behind() {
-    for device in devices() {
-        let model = ring_model(&device);
-        let mut optimizer = Adam::new(model.parameters(), 1e-3);
-        let x = float(&device).ones([8, 2]);
-        let y = float(&device).zeros(8).to(I32);
-        let mut step = || {
-            optimizer.zero_grad();
-            let loss = model.forward(&x).cross_entropy(&y);
-            loss.backward().unwrap();
-            optimizer.step().unwrap();
-        };
-        for _ in 0..3 {
-            step();
-        }
-        device.synchronize().unwrap();
-        let (plans, buffers) = (device.stats().plans, device.memory().live_buffers);
-        for _ in 0..20 {
-            step();
-        }
-        device.synchronize().unwrap();
-        // Other tests may run on the same device at the same time: none of them makes these.
-        if std::env::var_os("NEXTEST").is_some() {
-            assert_eq!(device.stats().plans, plans, "the step was planned anew on {device}");
-            assert_eq!(device.memory().live_buffers, buffers, "buffers are left behind on {device}");
-        }
-    }
-}
-
 // ---- loaders ---------------------------------------------------------------------------------------------------
 
 /// Gives its indices, and fails or panics at one of them.

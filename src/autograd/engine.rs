@@ -2,6 +2,7 @@
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::panic::Location;
+use std::slice;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -96,7 +97,7 @@ impl Tensor {
             None => None,
         };
         let sinks =
-            run(&[self.clone()], &[how.gradient.clone()], &how, targets.as_deref(), "backward", Location::caller())?;
+            run(slice::from_ref(self), slice::from_ref(&how.gradient), &how, targets.as_deref(), "backward", Location::caller())?;
         // Asked for by name, non-leaf inputs accumulate too.
         for (input, grad) in how.inputs.iter().flatten().zip(sinks) {
             if let Some(grad) = grad {

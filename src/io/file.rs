@@ -38,9 +38,12 @@ pub(super) fn write(op: &'static str, path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()?;
         fs::rename(&temporary, path)
     })();
-    written.map_err(|error| {
-        // It may not even exist; the first error is the one that counts.
-        let _ = fs::remove_file(&temporary);
-        fail(op, path, error)
-    })
+    match written {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            // It may not even exist; the first error is the one that counts.
+            let _ = fs::remove_file(&temporary);
+            Err(fail(op, path, error))
+        }
+    }
 }

@@ -51,9 +51,9 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensor> {
 
 fn parse(bytes: &[u8]) -> Result<(DType, Vec<usize>, Vec<u8>), String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("this is not an npy file")?;
-    let (length, rest) = match rest {
-        &[1, _, a, b, ref rest @ ..] => (usize::from(u16::from_le_bytes([a, b])), rest),
-        &[2 | 3, _, a, b, c, d, ref rest @ ..] => (u32::from_le_bytes([a, b, c, d]) as usize, rest),
+    let (length, rest) = match *rest {
+        [1, _, a, b, ref rest @ ..] => (usize::from(u16::from_le_bytes([a, b])), rest),
+        [2 | 3, _, a, b, c, d, ref rest @ ..] => (u32::from_le_bytes([a, b, c, d]) as usize, rest),
         _ => return Err("it is of an unknown version".into()),
     };
     let (header, values) = rest.split_at_checked(length).ok_or("it ends in its header")?;

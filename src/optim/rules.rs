@@ -134,7 +134,7 @@ fn decayed(p: &Tensor, g: &Tensor, maximize: bool, weight_decay: f64) -> Tensor 
 
 fn negative(options: &[(&str, f64)]) -> Option<String> {
     // Not `< 0.0`, which NaN passes.
-    options.iter().find(|(_, v)| !(*v >= 0.0)).map(|(name, v)| format!("Invalid {name} value: {v}"))
+    options.iter().find(|(_, v)| v.is_nan() || *v < 0.0).map(|(name, v)| format!("Invalid {name} value: {v}"))
 }
 
 rule! {

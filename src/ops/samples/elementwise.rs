@@ -30,7 +30,7 @@ fn expression(row: &Elementwise, args: &[&str]) -> String {
 }
 
 fn of_row(row: &'static Elementwise) -> Vec<Sample> {
-    let n = row.op.arity as usize;
+    let n = row.op.arity;
     let domain = match row.domain {
         Rule::Real => Domain::Real,
         Rule::Positive => Domain::Positive,
