@@ -213,23 +213,17 @@ fn epilogue(
     p.numbers = Numbers { baked: true, ..Numbers::default() };
     let mut print = |head: &str, index: &str, vector: Option<usize>| {
         p.open(head);
-        if s.out_dtype == DType::Bool {
-            let ty = register_type(DType::Bool, vector.is_some());
-            let storage = storage_type(DType::Bool, vector.is_some());
-            p.line(&format!("let anchor: {ty} = v != {storage}(0u);"));
-        } else {
-            p.line("let anchor = v;");
-        }
+        p.line("let anchor = v;");
         let groups = vec![Group { dims: 0..post.shape.len(), index: index.into() }];
         let space = Space { shape: &post.shape, vector, groups, loops: Default::default() };
         let registers = p.program(post, &space, "anchor");
         p.stores(post, &space, &registers, None);
         p.close();
     };
-    let ty = storage_type(s.out_dtype, false);
+    let ty = register_type(s.out_dtype, false);
     print(&format!("fn store(i: u32, v: {ty}) {{"), "i", None);
     if wide {
-        let ty = storage_type(s.out_dtype, true);
+        let ty = register_type(s.out_dtype, true);
         match by_four {
             true => print(&format!("fn store4(i4: u32, v: {ty}) {{"), "i4", Some(post.shape.len() - 1)),
             false => {
