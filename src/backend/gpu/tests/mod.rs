@@ -1,7 +1,6 @@
 //! Kernels built by hand, run on an adapter, against plain Rust loops.
 
 mod device;
-mod figures;
 mod kernels;
 mod oracle;
 mod shared;
