@@ -55,8 +55,7 @@ impl Twin {
     fn note(&self, kind: usize, place: &str, a: &Tensor, b: &Tensor) -> Result<()> {
         let difference = (a.detach().to(cpu()) - b.detach().to(cpu())).abs().max().item::<f32>()?;
         let worst = &mut self.worst.borrow_mut()[kind];
-        // Not `>`: NaN must show.
-        if !(difference <= worst.difference) {
+        if difference > worst.difference || difference.is_nan() {
             *worst = Worst { difference, place: place.to_string() };
         }
         Ok(())
