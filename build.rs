@@ -166,15 +166,17 @@ mod table {
         if template::mentions(text, "epilogue") {
             let ty = get("R").or(get("T")).unwrap_or("f32");
             let wide = get("VEC4").is_some_and(|v| v != "0");
-            let element = if wide { format!("vec4<{ty}>") } else { ty.to_string() };
+            // Bools are in memory as numbers.
+            let stored = if ty == "bool" { "u32" } else { ty };
+            let element = if wide { format!("vec4<{stored}>") } else { stored.to_string() };
             let place = if wide { "epilogue_out[i / 4u][i % 4u]" } else { "epilogue_out[i]" };
             let _ = writeln!(
                 epilogue,
                 "@group(0) @binding({at}) var<storage, read_write> epilogue_out: array<{element}>;\n\
-                 fn store(i: u32, v: {ty}) {{ {place} = v; }}"
+                 fn store(i: u32, v: {ty}) {{ {place} = {stored}(v); }}"
             );
             if wide {
-                let _ = writeln!(epilogue, "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = v; }}");
+                let _ = writeln!(epilogue, "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = vec4<{stored}>(v); }}");
             }
             at += 1;
         }

@@ -1,18 +1,18 @@
 // gather: out[.., j, ..] = x[.., index[.., j, ..], ..], and its gradient scatter_add, in which each index's
 // elements are added in their order, so that results do not depend on timing.
 //
-// T: type of an element in memory. RANK: dimensions of the output. AXIS: which of them is indexed. VEC: the
+// T, S: type of an element in registers and in memory (a bool is a u32 there). RANK: dimensions of the output. AXIS: which of them is indexed. VEC: the
 // innermost dimension in vec4s. UNROLL: indices looked at in one turn of a loop.
 // SCATTER: an invocation for each element of the output looks for its indices. ROWS: an invocation for each
 // index, for few indices into many rows, after ZERO.
-//! variant gather: GATHER=1 T=f32 RANK=3 VEC=0 VEC4=0
-//! variant gather, vec4: GATHER=1 T=f32 RANK=2 VEC=1 VEC4=1
-//! variant gather of one: GATHER=1 T=u32 RANK=0 VEC=0 VEC4=0
-//! variant scatter: SCATTER=1 AXIS=1 UNROLL=1 T=f32 RANK=3 VEC=0 VEC4=0
-//! variant scatter, i32, vec4: SCATTER=1 AXIS=1 UNROLL=4 T=i32 RANK=2 VEC=1 VEC4=1
-//! variant zeros: ZERO=1 T=f32 RANK=1 VEC=0 VEC4=0
-//! variant scatter of rows: ROWS=1 UNROLL=1 COLUMNS=1 T=f32 RANK=1 VEC=0 VEC4=0
-//! variant scatter of rows, vec4: ROWS=1 UNROLL=2 COLUMNS=4 T=f32 RANK=1 VEC=1 VEC4=1
+//! variant gather: GATHER=1 T=f32 S=f32 RANK=3 VEC=0 VEC4=0
+//! variant gather, vec4: GATHER=1 T=f32 S=f32 RANK=2 VEC=1 VEC4=1
+//! variant gather, bool: GATHER=1 T=bool S=u32 RANK=1 VEC=1 VEC4=1
+//! variant scatter: SCATTER=1 AXIS=1 UNROLL=1 T=f32 S=f32 RANK=3 VEC=0 VEC4=0
+//! variant scatter, i32, vec4: SCATTER=1 AXIS=1 UNROLL=4 T=i32 S=i32 RANK=2 VEC=1 VEC4=1
+//! variant zeros: ZERO=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
+//! variant scatter of rows: ROWS=1 UNROLL=1 COLUMNS=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
+//! variant scatter of rows, vec4: ROWS=1 UNROLL=2 COLUMNS=4 T=f32 S=f32 RANK=1 VEC=1 VEC4=1
 
 struct Params {
     // Invocations that have something to do.
@@ -32,10 +32,10 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // The tensor that is read (gather) or scattered.
 #if VEC
-@group(0) @binding(2) var<storage, read> x: array<vec4<${T}>>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<${S}>>;
 alias Item = vec4<${T}>;
 #else
-@group(0) @binding(2) var<storage, read> x: array<${T}>;
+@group(0) @binding(2) var<storage, read> x: array<${S}>;
 alias Item = ${T};
 #endif
 @group(0) @binding(3) var<storage, read> indices: array<i32>;
@@ -44,9 +44,9 @@ alias Item = ${T};
 
 fn load(at: u32) -> Item {
 #if VEC
-    return x[at / 4u];
+    return Item(x[at / 4u]);
 #else
-    return x[at];
+    return Item(x[at]);
 #endif
 }
 

@@ -170,8 +170,9 @@ fn lanes(
         return;
     }
     let at = place(tile / (params.tiles_n * params.tiles_m));
-    let row = tile / params.tiles_n % params.tiles_m * ${ROWS}u;
-    let col = tile % params.tiles_n * 32u + lane * 4u;
+    // Tiles below one another follow each other, so that b's columns, mostly far apart in memory, stay near.
+    let row = tile % params.tiles_m * ${ROWS}u;
+    let col = tile / params.tiles_m % params.tiles_n * 32u + lane * 4u;
     var acc: array<vec4<f32>, ${ROWS}>;
     let depth = bound(params.k, tile);
     for (var k = 0u; k < depth; k += 4u) {
@@ -435,8 +436,11 @@ fn axpy(
     if row >= params.m {
         return;
     }
-    for (var k = 0u; k < depth; k++) {
-        sum = fma(load_a(at.a, row, k), vec4<f32>(b[at.b + k * params.b_k]), sum);
+    for (var k = 0u; k < depth; k += 4u) {
+        let y = load_column(at.b, k, 0u);
+#for q in 0..4
+        sum = fma(load_a(at.a, row, k + ${q}u), vec4<f32>(y[${q}]), sum);
+#end
     }
     store4((at.out + row) / 4u, sum);
 #else

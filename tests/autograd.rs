@@ -255,10 +255,11 @@ fn writes_through_views_carry_gradients() {
     for device in devices() {
         // To the base, where the view lies over it.
         let x = leaf(&device, &[1.0, 2.0, 3.0, 4.0]);
-        let base = (&x * 1).reshape([2, 2]);
-        let row = base.i(0);
+        let base = &x * 1;
+        let row = base.view([2, 2]).i(0);
         row.mul_(10);
         assert_eq!(base.grad_fn().unwrap().name(), "CopySlices");
+        assert_eq!(row.grad_fn().unwrap().name(), "AsStridedBackward0");
         (&base * &base).sum().backward().unwrap();
         grad_is(&x, &[200.0, 400.0, 6.0, 8.0]);
 

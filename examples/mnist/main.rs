@@ -136,7 +136,7 @@ fn train(args: &Args, device: &Device, interrupted: &AtomicBool) -> Result<ExitC
             progress.step += 1;
             bar.inc(1);
             let stop = interrupted.load(Ordering::SeqCst);
-            if progress.step % LOOK_EVERY == 0 || progress.step == steps || stop {
+            if progress.step.is_multiple_of(LOOK_EVERY) || progress.step == steps || stop {
                 let mean = meter.read()?;
                 progress.losses.push([(progress.epoch as usize * steps + progress.step) as f32, mean]);
                 bar.set_message(format!("loss {mean:.4}"));

@@ -2,6 +2,7 @@
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::panic::Location;
+use std::slice;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -96,7 +97,7 @@ impl Tensor {
             None => None,
         };
         let sinks =
-            run(&[self.clone()], &[how.gradient.clone()], &how, targets.as_deref(), "backward", Location::caller())?;
+            run(slice::from_ref(self), slice::from_ref(&how.gradient), &how, targets.as_deref(), "backward", Location::caller())?;
         // Asked for by name, non-leaf inputs accumulate too.
         for (input, grad) in how.inputs.iter().flatten().zip(sinks) {
             if let Some(grad) = grad {
@@ -216,7 +217,7 @@ fn run(
         }
         let on_the_way = needed.as_ref().is_none_or(|n| n.contains(&key));
         if on_the_way && grads.iter().any(Option::is_some) {
-            keep_retained(&f, &grads);
+            keep_retained(&f, &grads, how.create_graph);
             for (edge, grad) in f.edges.iter().zip(apply(&f, &grads, retain, how.create_graph, op, caller)?) {
                 if let (Some(edge), Some(grad)) = (edge, grad) {
                     if let Some(error) = grad.error() {
@@ -308,10 +309,10 @@ fn apply(
     }
 }
 
-fn keep_retained(f: &GradFn, grads: &[Option<Tensor>]) {
+fn keep_retained(f: &GradFn, grads: &[Option<Tensor>], create_graph: bool) {
     for (output, tensor) in &*f.retained.lock() {
         if let (Some(tensor), Some(Some(grad))) = (tensor.upgrade(), grads.get(*output)) {
-            tensor.set_grad(Some(grad.clone()));
+            accumulate(&tensor, grad.clone(), create_graph);
         }
     }
 }

@@ -31,6 +31,7 @@ pub struct Node {
     pub(super) mark: AtomicU64,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a node is pending first, and becomes the rest in the same place")]
 pub(super) enum State {
     Pending(Recipe),
     Ready(Buffer),
@@ -68,7 +69,7 @@ pub enum Operand {
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// Fixed, so that plans hash alike from run to run.
-pub(super) const HASHER: foldhash::quality::FixedState = foldhash::quality::FixedState::with_seed(0x77_67_72_61_64);
+pub(super) const HASHER: foldhash::quality::FixedState = foldhash::quality::FixedState::with_seed(0x7767);
 
 impl Node {
     /// Records a value. It fails where an input has failed.

@@ -51,19 +51,16 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensor> {
 
 fn parse(bytes: &[u8]) -> Result<(DType, Vec<usize>, Vec<u8>), String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("this is not an npy file")?;
-    let (length, rest) = match rest {
-        [1, _, a, b, rest @ ..] => (usize::from(u16::from_le_bytes([*a, *b])), rest),
-        [2 | 3, _, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest),
+    let (length, rest) = match *rest {
+        [1, _, a, b, ref rest @ ..] => (usize::from(u16::from_le_bytes([a, b])), rest),
+        [2 | 3, _, a, b, c, d, ref rest @ ..] => (u32::from_le_bytes([a, b, c, d]) as usize, rest),
         _ => return Err("it is of an unknown version".into()),
     };
     let (header, values) = rest.split_at_checked(length).ok_or("it ends in its header")?;
     let header = str::from_utf8(header).map_err(|_| "its header is not text")?;
     let after = |key: &str| header.split_once(key).map(|(_, rest)| rest.trim_start_matches([':', ' ', '\'']));
     let descr = after("'descr'").and_then(|s| s.split('\'').next()).ok_or("its header has no type")?;
-    let (dtype, _) = TYPES
-        .iter()
-        .find(|(_, d)| *d == descr)
-        .ok_or(format!("it is of type {descr}, which no tensor has"))?;
+    let (dtype, _) = TYPES.iter().find(|(_, d)| *d == descr).ok_or(format!("it is of type {descr}, which no tensor has"))?;
     if after("'fortran_order'").is_some_and(|s| s.starts_with("True")) {
         return Err("it is in Fortran's order, which is not supported".into());
     }

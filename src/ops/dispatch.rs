@@ -15,10 +15,11 @@ pub(crate) fn fold_grid(groups: usize) -> [u32; 3] {
     [groups.div_ceil(y * z) as u32, y as u32, z as u32]
 }
 
-/// A dtype's type in memory.
+/// A dtype's type in registers.
 pub(crate) fn wgsl_type(dtype: DType) -> &'static str {
     match dtype {
-        DType::Bool | DType::U32 => "u32",
+        DType::Bool => "bool",
+        DType::U32 => "u32",
         DType::I32 => "i32",
         DType::F32 => "f32",
         // There is no such type; a kernel that asks for it fails to compile, with a message.

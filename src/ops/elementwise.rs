@@ -365,7 +365,7 @@ elementwise! {
     }
     /// Whether elements differ, as bools.
     binary NE ne "ne" "" 2 Any -> Bool on Real {
-        wgsl: "a != b",
+        wgsl: "!(a == b)", // `!=` is false for NaN on some drivers
         cpu: block!(all |a, b| a != b => bool),
         cost: 1, saves: 0, grad: Gradient::None,
     }
@@ -464,11 +464,22 @@ fn extremum_grad(g: &Tensor, wins: Tensor, ties: Tensor) -> Tensor {
 fn clamp_grad(c: &Call<'_>, g: &Tensor) -> Grads {
     let (x, lo, hi) = (c.input(0), c.arg(1), c.arg(2));
     let pick = |mask: Tensor| WHERE.call(&[mask.into(), g.into(), 0.0.into()]);
+    let inside = x.gt(&lo).logical_and(x.lt(&hi));
+    if !c.needs(1) && !c.needs(2) && matches!((&lo, &hi), (Arg::Scalar(_), Arg::Scalar(_))) {
+        return grads!(c, pick(inside));
+    }
+    // Tensors as bounds share the gradient with an operand that is equal to one of them.
+    let shared = |mask: Tensor, tie: Tensor| {
+        WHERE.call(&[tie.into(), g.mul(0.5).into(), pick(mask).into()])
+    };
+    let (at_lo, at_hi) = (x.eq(&lo), x.eq(&hi));
+    let tie = at_lo.ne(&at_hi);
+    let (lo_over, none) = (c.input(1).gt(&hi), at_lo.logical_and(&at_hi));
     grads!(
         c,
-        pick(x.ge(&lo).logical_and(x.le(&hi))),
-        pick(x.lt(&lo).logical_and(c.input(1).lt(&hi))),
-        pick(x.gt(&hi).logical_or(c.input(1).gt(&hi)))
+        shared(inside.logical_or(&none), tie.logical_and(lo_over.logical_not())),
+        shared(x.lt(&lo).logical_and(lo_over.logical_not()), at_lo.logical_and(at_hi.logical_not()).logical_and(lo_over.logical_not())),
+        shared(x.gt(&hi).logical_or(&lo_over), at_hi.logical_and(at_lo.logical_not()).logical_and(lo_over.logical_not()))
     )
 }
 

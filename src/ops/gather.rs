@@ -343,6 +343,7 @@ impl Walk {
         let unroll = self.length.div_ceil(MAX_TURNS).next_power_of_two();
         let defines = Defines::default()
             .value("T", wgsl_type(call.out_dtype))
+            .value("S", wgsl_type(if call.out_dtype == DType::Bool { DType::U32 } else { call.out_dtype }))
             .value("UNROLL", unroll)
             .value("RANK", inner.len())
             .value("AXIS", self.axis)

@@ -62,6 +62,7 @@ impl Tensor {
         Tensor::from_result((|| {
             let d = check(self, index, dim, op, caller)?;
             first_error([src])?;
+            common_device(op, caller, [self, src])?;
             let src = to_dtype(src, self.dtype(), caller);
             let fits = src.dim() == index.dim() && (0..src.dim()).all(|i| index.shape()[i] <= src.shape()[i]);
             if !fits {

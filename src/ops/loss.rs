@@ -2,9 +2,9 @@
 
 use std::panic::Location;
 
-use super::record::{Caller, first_error};
+use super::record::{Caller, common_device, first_error};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::layout::Dims;
+use crate::graph::layout::{Dims, broadcast};
 use crate::tensor::Tensor;
 
 /// What a loss makes of the losses of its samples.
@@ -55,7 +55,17 @@ impl Tensor {
     /// [`mse_loss`](Tensor::mse_loss), reduced as asked.
     #[track_caller]
     pub fn mse_loss_with(&self, target: &Tensor, reduction: Reduction) -> Tensor {
-        reduction.of(&self.sub(target).square())
+        let caller = Location::caller();
+        Tensor::from_result((|| {
+            first_error([self, target])?;
+            common_device("mse_loss", caller, [self, target])?;
+            if broadcast(self.shape(), target.shape()).is_none() {
+                let message =
+                    format!("input and target do not broadcast: {:?} and {:?}", self.shape(), target.shape());
+                return Err(Error::at(caller, ErrorKind::Shape, "mse_loss", message));
+            }
+            Ok(reduction.of(&self.sub(target).square()))
+        })())
     }
 
     /// The mean negative log-likelihood of `target` classes (integers, `[N]` or `[N, d…]`) under log-probabilities
@@ -94,7 +104,8 @@ impl Tensor {
         let caller = Location::caller();
         let op = "cross_entropy";
         Tensor::from_result((|| {
-            first_error([self, target])?;
+            first_error([self, target].into_iter().chain(&how.weight))?;
+            common_device(op, caller, [self, target].into_iter().chain(&how.weight))?;
             if self.dim() == 0 {
                 let message = "expects logits of at least one dimension";
                 return Err(Error::at(caller, ErrorKind::Shape, op, message));
@@ -178,7 +189,8 @@ fn weights_of(target: &Tensor, how: &CrossEntropy, like: &Tensor, counts: &Tenso
 }
 
 fn nll(log_p: &Tensor, target: &Tensor, how: &CrossEntropy, op: &'static str, caller: Caller) -> Result<Tensor> {
-    first_error([log_p, target])?;
+    first_error([log_p, target].into_iter().chain(&how.weight))?;
+    common_device(op, caller, [log_p, target].into_iter().chain(&how.weight))?;
     let class_dim = if log_p.dim() == 1 { 0 } else { 1 };
     let mut expected = Dims::from_slice(log_p.shape());
     if class_dim < expected.len() {

@@ -251,8 +251,6 @@ impl Variant {
     fn turns(&self, p: &Problem) -> usize {
         match self.kernel {
             Kernel::Any => p.k,
-            // By fours, but for matrices that are read four rows at a time.
-            Kernel::Axpy if p.a.rows == 1 || p.b.columns == 1 => p.k,
             Kernel::Axpy | Kernel::Lanes { .. } | Kernel::Tiles { .. } => p.k.div_ceil(4),
             Kernel::Dot(width) => p.k.div_ceil(4 * width),
         }
@@ -278,7 +276,7 @@ impl Variant {
         let a_along_k = p.a.aligned(p.k, p.a.columns, p.a.rows);
         let a_by_row = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
         let a_vec = !any && (a_along_k || a_by_row);
-        let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns) && !(column && a_by_row);
+        let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
         let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
         let b_vec = !any && (along_k || along_n);
         // (m, n) of the output as this product has them.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::elementwise::{LOGICAL_AND, LOGICAL_OR};
 use crate::autograd::{Edge, GradFn, Grads, Saved, is_grad_enabled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::device::{Device, check_dtype};
@@ -235,11 +236,20 @@ impl Elementwise {
             })
             .collect();
         let result = if self.out == Out::Bool { Bool } else { dtype };
-        let out = map(&self.op, dtype, result, &device, &shape, &cast, caller);
+        let out = map(self.on(dtype), dtype, result, &device, &shape, &cast, caller);
         if is_grad_enabled() && matches!(self.gradient, Gradient::Formula(_)) && result.is_float() {
             self.link(&out, &cast, caller);
         }
         Ok(out)
+    }
+
+    /// Bools add as `or` and multiply as `and`, for which shaders have other signs.
+    fn on(&'static self, dtype: DType) -> &'static MapOp {
+        match self.op.name {
+            "add" if dtype == Bool => &LOGICAL_OR.op,
+            "mul" if dtype == Bool => &LOGICAL_AND.op,
+            _ => &self.op,
+        }
     }
 
     fn link(&'static self, out: &Tensor, args: &[Arg], caller: Caller) {

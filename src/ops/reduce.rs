@@ -116,7 +116,11 @@ fn mean(t: &Tensor, over: Over, name: &'static str, caller: Caller) -> Result<Te
         return Err(Error::at(caller, ErrorKind::DType, "mean", message));
     }
     let scale = 1.0 / over.count as f64;
-    let out = crate::autograd::no_grad(|| record(t, ReduceOp::Sum, &over, caller).mul(scale));
+    let out = crate::autograd::no_grad(|| {
+        let sum = record(t, ReduceOp::Sum, &over, caller);
+        // Of nothing it is 0 * inf, which some drivers take for 0; NaN they cannot miss.
+        if over.count == 0 { sum.add(f64::NAN) } else { sum.mul(scale) }
+    });
     let shape = Dims::from_slice(t.shape());
     link(&out, name, &[t], caller, || {
         Box::new(move |_, g| smallvec![Some(over.spread(&g.mul(scale)).expand(&shape[..]))])

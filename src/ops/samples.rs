@@ -247,11 +247,15 @@ impl Input {
         self
     }
 
-    /// Rotates the drawn values, so that two inputs of one shape differ; repeats the first row where it lies so.
+    /// Rotates and shifts the drawn values, so that two inputs differ; repeats the first row where it lies so.
     fn shuffle(&mut self, seed: u64) {
         let n = self.values.len();
         if self.drawn && seed > 1 && n > 1 {
             self.values.rotate_left((seed as usize * 5 + 1) % n);
+        }
+        if self.drawn && self.dtype.is_float() {
+            // No value of one input is one of another's.
+            self.values.iter_mut().for_each(|v| *v += (seed - 1) as f64 / 4096.0);
         }
         if self.lie == Lie::Expanded && n > 0 {
             let row = n / self.shape[0];

@@ -625,3 +625,66 @@ fn many_indices_past_the_turns_of_a_loop() {
     let got = run(&*gpu(), &call, &[f32::to_bytes(&vec![1.0; n as usize]), i32::to_bytes(&index)]).unwrap();
     close("scatter", &got, &[46667.0, 46667.0, 46666.0], 0.0);
 }
+
+/// `cargo test --lib figures_of_products -- --ignored --nocapture`: rates of both backends, and what compiling costs
+/// (with `MESA_SHADER_CACHE_DISABLE=true`).
+#[cfg(feature = "gpu")]
+#[test]
+#[ignore = "a benchmark"]
+fn figures_of_products() {
+    use std::time::Instant;
+    let shapes = [
+        ("rows", "rows", 128, 128, 128),
+        ("rows", "rows", 256, 256, 256),
+        ("rows", "rows", 512, 512, 512),
+        ("rows", "rows", 1024, 1024, 1024),
+        ("rows", "columns", 512, 512, 512),
+        ("columns", "rows", 512, 512, 512),
+        ("rows", "rows", 509, 511, 513),
+        ("rows", "columns", 128, 512, 784),
+        ("rows", "columns", 128, 256, 512),
+        ("rows", "columns", 128, 10, 256),
+        ("columns", "rows", 784, 512, 128),
+        ("columns", "rows", 512, 256, 128),
+        ("columns", "rows", 256, 10, 128),
+        ("rows", "rows", 128, 512, 256),
+        ("rows", "rows", 128, 256, 10),
+        ("rows", "rows", 1, 1024, 1024),
+        ("rows", "rows", 1024, 1, 1024),
+    ];
+    for (ka, kb, m, n, k) in shapes {
+        let (a, b) = (matrix(ka, 1, m, k), matrix(kb, 1, k, n));
+        let data = [f32::to_bytes(&noise(a.end(), 1)), f32::to_bytes(&noise(b.end(), 2))];
+        let call = call(Matmul, &[(F32, a), (F32, b)], &[1, m, n], F32);
+        print!("{m}x{n}x{k} {ka}·{kb}:");
+        for device in [gpu() as Arc<dyn Backend>, cpu::device()] {
+            let bindings = [false, false, true].map(|written| Binding { dtype: F32, written }).to_vec();
+            let kernel = Arc::new(Kernel {
+                body: Body::Structured(call.clone()),
+                bindings,
+                scalars: vec![],
+                label: "matmul".into(),
+                caller: Location::caller(),
+            });
+            let one = || Command::Dispatch { kernel: kernel.clone(), buffers: vec![0, 1, 2], scalars: 0 };
+            let times = 4u32;
+            let recording = Recording { commands: (0..times).map(|_| one()).collect() };
+            let buffers = [&data[0], &data[1], &vec![0; m * n * 4]].map(|d| device.upload(d).unwrap());
+            let before = Instant::now();
+            let compiled = device.compile(&recording).unwrap();
+            device.run(&recording, &compiled, &buffers, &[]).unwrap();
+            device.synchronize().unwrap();
+            let first = before.elapsed().as_secs_f64() * 1e3;
+            let mut best = f64::MAX;
+            for _ in 0..12 {
+                let before = Instant::now();
+                device.run(&recording, &compiled, &buffers, &[]).unwrap();
+                device.synchronize().unwrap();
+                best = best.min(before.elapsed().as_secs_f64() / f64::from(times));
+            }
+            let rate = call.op.0.flops(&call) as f64 / best / 1e9;
+            print!("  {} {rate:.1} GFLOP/s, {:.3} ms, first {first:.0} ms", device.name(), best * 1e3);
+        }
+        println!();
+    }
+}

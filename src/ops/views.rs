@@ -323,7 +323,7 @@ fn infer(given: &[i64], old: &[usize], op: &'static str, caller: Caller) -> Resu
     let known = numel(&dims::shape(&known[..], op, caller).map_err(|_| fail())?);
     let rest = match open {
         0 if known == n => 0,
-        1 if known > 0 && n % known == 0 => n / known,
+        1 if known > 0 && n.is_multiple_of(known) => n / known,
         _ => return Err(fail()),
     };
     Ok(given.iter().map(|&d| if d == -1 { rest } else { d as usize }).collect())

@@ -297,6 +297,9 @@ impl Options {
             let step = if steps > 1 { (end - start) / (steps - 1) as f64 } else { 0.0 };
             // From both ends, as PyTorch, so that the last is `end` exactly.
             let low = self.ramp(steps, Scalar::Float(start), Scalar::Float(step), dtype, "linspace", caller)?;
+            if steps == 1 {
+                return Ok(low);
+            }
             let last = (steps.max(1) - 1) as f64;
             let down = self.ramp(steps, Scalar::Float(-last), Scalar::Float(1.0), dtype, "linspace", caller)?;
             let high = down.mul(step).add(end);

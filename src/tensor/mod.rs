@@ -16,7 +16,8 @@ use crate::graph::node::{Node, Operand};
 
 mod create;
 pub(crate) mod dims;
-mod format;
+#[doc(hidden)]
+pub mod format;
 mod index;
 mod inplace;
 mod operators;
@@ -267,7 +268,8 @@ impl Tensor {
     /// switched off (see [`detach`](Tensor::detach)).
     #[track_caller]
     pub fn requires_grad_(&self, requires_grad: bool) -> Tensor {
-        let fail = |kind, message: &str| Tensor::invalid(Error::new(kind, "requires_grad_", message));
+        let caller = Location::caller();
+        let fail = |kind, message: &str| Tensor::invalid(Error::at(caller, kind, "requires_grad_", message));
         if let Some(error) = self.error() {
             return Tensor::invalid(error);
         }
@@ -335,8 +337,9 @@ impl Tensor {
     pub fn retain_grad(&self) -> Tensor {
         if !self.requires_grad() {
             let message = "can't retain_grad on Tensor that has requires_grad=False";
+            let caller = Location::caller();
             return Tensor::invalid(self.error().unwrap_or_else(|| {
-                Error::new(ErrorKind::Autograd, "retain_grad", message)
+                Error::at(caller, ErrorKind::Autograd, "retain_grad", message)
             }));
         }
         let mut meta = self.meta();

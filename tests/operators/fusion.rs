@@ -267,7 +267,7 @@ impl World {
                 match c % 4 {
                     0 if fits && allowed && small => {
                         let model = x.zip(&y, x.dtype, |a, b| a + b).unwrap();
-                        self.write(format!("t{i} += t{j}"), i, model, move |t| t[i].add_(&as_is(&t[j])));
+                        self.write(format!("t{i} += t{j}"), i, model, move |t| t[i].add_(as_is(&t[j])));
                     }
                     1 if fits => {
                         let model = y.expand(&x.shape).map(y.dtype, |v| v);
@@ -294,7 +294,7 @@ impl World {
                 self.log.push(format!("read t{i}"));
                 self.compare(i);
             }
-            31 if c % 2 == 0 => {
+            31 if c.is_multiple_of(2) => {
                 self.log.push("flush".into());
                 self.runners.iter().for_each(|r| r.device.flush());
             }

@@ -21,7 +21,7 @@ mod tests;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -32,6 +32,7 @@ use self::memory::{Block, Pool};
 use self::parallel::{WORTH_A_THREAD, enter, tasks};
 use self::plan::Plan;
 use self::reduce::ReducePlan;
+use super::report::{self, Timing};
 use super::{Backend, Buffer, Caps, Compiled, Fault, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::Scalar;
@@ -40,23 +41,7 @@ use crate::graph::program::Inst;
 
 /// A device of its own memory pool.
 pub fn device() -> Arc<dyn Backend> {
-    Arc::new(Cpu { caps: CAPS, pool: Arc::default(), running: Mutex::new(()) })
-}
-
-/// Where `WGRAD_DEBUG` is 2 or more: what each command took, in the order they ran. Clears the list.
-pub fn take_timings() -> Vec<Timing> {
-    std::mem::take(&mut TIMINGS.lock())
-}
-
-static TIMINGS: Mutex<Vec<Timing>> = Mutex::new(vec![]);
-
-/// What a command cost.
-#[derive(Clone, Debug)]
-pub struct Timing {
-    pub label: String,
-    pub time: Duration,
-    /// Bytes of the buffers it touched.
-    pub bytes: usize,
+    Arc::new(Cpu { caps: CAPS, pool: Arc::default(), running: Mutex::new(()), profile: Mutex::new(None) })
 }
 
 const CAPS: Caps = Caps {
@@ -72,6 +57,8 @@ struct Cpu {
     pool: Arc<Pool>,
     /// Held by whoever reads or writes buffers' contents.
     running: Mutex<()>,
+    /// What was timed, while someone wants to know.
+    profile: Mutex<Option<Vec<Timing>>>,
 }
 
 /// One for each command.
@@ -121,9 +108,11 @@ impl Cpu {
         blocks: &[&Block],
         scalars: &[Scalar],
     ) -> Result<(), Fault> {
+        let timed = report::level() >= 2 || self.profile.lock().is_some();
+        let mut timings = timed.then(Vec::new);
         for (number, command) in recording.commands.iter().enumerate() {
             let at = |fault: Fault| Fault { command: Some(number), ..fault };
-            let began = (debug_level() >= 2).then(Instant::now);
+            let began = Instant::now();
             let done = match command {
                 Command::Copy { from, to, bytes } => copy(blocks, *from as usize, *to as usize, *bytes),
                 Command::Dispatch { kernel, buffers, scalars: first } => match ready.commands.get(number) {
@@ -134,16 +123,20 @@ impl Cpu {
                 },
             };
             done.map_err(at)?;
-            if let Some(began) = began {
-                let (label, bytes) = match command {
-                    Command::Copy { bytes, .. } => ("copy".to_string(), 2 * bytes),
-                    Command::Dispatch { kernel, buffers, .. } => (
-                        kernel.label.clone(),
-                        buffers.iter().map(|&slot| blocks[slot as usize].bytes()).sum(),
-                    ),
-                };
-                TIMINGS.lock().push(Timing { label, time: began.elapsed(), bytes });
+            if let Some(timings) = &mut timings
+                && let Command::Dispatch { kernel, buffers, .. } = command
+            {
+                timings.push(timing(kernel, buffers, blocks, began.elapsed()));
             }
+        }
+        if report::level() > 0 {
+            let all = recording.commands.len();
+            let dispatches = recording.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
+            eprintln!("{}", report::run_line("cpu", dispatches, all - dispatches, 0, Duration::ZERO));
+            timings.iter().flatten().for_each(|t| eprintln!("{}", t.line()));
+        }
+        if let (Some(kept), Some(timings)) = (&mut *self.profile.lock(), timings) {
+            kept.extend(timings);
         }
         Ok(())
     }
@@ -292,12 +285,26 @@ fn plain_store(call: &Structured) -> Option<Range<usize>> {
     (fits && apart).then(|| start..start + call.post.numel() * dtype.size())
 }
 
-fn debug_level() -> u32 {
-    static LEVEL: OnceLock<u32> = OnceLock::new();
-    *LEVEL.get_or_init(|| std::env::var("WGRAD_DEBUG").ok().and_then(|v| v.parse().ok()).unwrap_or(0))
+fn timing(kernel: &Kernel, slots: &[u32], blocks: &[&Block], duration: Duration) -> Timing {
+    let flops = match &kernel.body {
+        Body::Structured(call) => call.op.0.flops(call),
+        _ => 0,
+    };
+    Timing {
+        label: kernel.label.clone(),
+        caller: kernel.caller,
+        grid: [1; 3],
+        duration,
+        bytes: slots.iter().map(|&slot| blocks[slot as usize].bytes() as u64).sum(),
+        flops,
+    }
 }
 
 impl Backend for Cpu {
+    fn profile(&self, on: bool) -> Vec<Timing> {
+        std::mem::replace(&mut *self.profile.lock(), on.then(Vec::new)).unwrap_or_default()
+    }
+
     fn name(&self) -> &str {
         "cpu"
     }

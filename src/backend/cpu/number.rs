@@ -235,9 +235,9 @@ macro_rules! real {
             fn abs(self) -> $t { $t::abs(self) }
             #[inline(always)]
             fn sign(self) -> $t {
+                // Of NaN it is 0, as in PyTorch.
                 let s = if self < 0.0 { -1.0 } else { 0.0 };
-                let s = if self > 0.0 { 1.0 } else { s };
-                if $t::is_nan(self) { self } else { s }
+                if self > 0.0 { 1.0 } else { s }
             }
             #[inline(always)]
             fn maximum(self, other: $t) -> $t {

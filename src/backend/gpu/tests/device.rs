@@ -14,7 +14,7 @@ fn unique_sizes() -> impl Iterator<Item = usize> {
 fn size_classes_waste_less_than_a_quarter() {
     for bytes in unique_sizes() {
         let class = pool::size_class(bytes as u64);
-        assert!(class >= bytes as u64 && class % 16 == 0);
+        assert!(class >= bytes as u64 && class.is_multiple_of(16));
         assert!(bytes < 64 || class as f64 <= bytes as f64 * 1.25, "{bytes} in {class}");
     }
 }

@@ -116,8 +116,8 @@ fn figures() {
             println!("{}", timing.line());
         }
         let time = best(|| drop(gpu.download(&buffers[0], 0..4 * n).unwrap()));
-        println!("download of {} MB: {time:?}", 4 * n >> 20);
+        println!("download of {} MB: {time:?}", (4 * n) >> 20);
         let time = best(|| drop(gpu.upload(bytemuck::cast_slice(&ones)).unwrap()));
-        println!("upload of {} MB: {time:?}", 4 * n >> 20);
+        println!("upload of {} MB: {time:?}", (4 * n) >> 20);
     }
 }

@@ -1,0 +1,210 @@
+//! What the executor makes of programs: how many commands, how many plans, how much memory. A lost fusion, a copy too
+//! many or a leak changes a number here, without a GPU.
+
+mod common;
+
+use common::devices;
+use wgrad::graph::device::{Device, Stats};
+use wgrad::prelude::*;
+
+/// A CPU of its own, so that other tests do not count.
+fn device() -> Device {
+    devices();
+    Device::new(wgrad::backend::cpu::device())
+}
+
+/// What running `f`, and all that it leaves behind, takes.
+fn cost<R>(device: &Device, f: impl FnOnce() -> R) -> Stats {
+    device.flush();
+    let before = device.stats();
+    let kept = f();
+    device.flush();
+    drop(kept);
+    let after = device.stats();
+    Stats {
+        flushes: after.flushes - before.flushes,
+        dispatches: after.dispatches - before.dispatches,
+        plans: after.plans - before.plans,
+        ..after
+    }
+}
+
+#[track_caller]
+fn takes<R>(device: &Device, dispatches: u64, f: impl FnOnce() -> R) {
+    assert_eq!(cost(device, f).dispatches, dispatches);
+}
+
+fn ready(device: &Device, shape: &[usize]) -> Tensor {
+    let t = options().device(device).rand(shape);
+    t.check().unwrap();
+    t
+}
+
+#[test]
+fn elementwise_chains_are_one_kernel() {
+    let d = device();
+    let (a, b) = (ready(&d, &[8, 16]), ready(&d, &[16]));
+    takes(&d, 1, || ((&a + &b) * 2).exp().tanh().neg().abs().sqrt().to(F64).add(1.0).to(F32));
+    // Several results, of several shapes, that do not wait for each other.
+    takes(&d, 1, || (&a + 1, &a * &b, b.exp(), a.gt(0.5)));
+    // Views cost nothing, whichever way they go.
+    takes(&d, 1, || (a.t().reshape(-1).reshape([16, 8]) + b.unsqueeze(1)).i((.., 1..)).transpose(0, 1) * 2);
+    takes(&d, 0, || (a.t(), a.i(0), a.expand([3, 8, 16]), a.reshape(-1)));
+    // Constants and counting need no memory.
+    takes(&d, 1, || &a * options().device(&d).ones([8, 16]) + options().device(&d).arange(0, 16, 1));
+}
+
+#[test]
+fn reductions_take_their_neighbours_in() {
+    let d = device();
+    let (a, b, c) = (ready(&d, &[8, 16]), ready(&d, &[8, 16]), ready(&d, &[16]));
+    takes(&d, 1, || (&a * &b + &c).sum());
+    takes(&d, 1, || (&a * &b).sum_dim(1, true).exp() * 2);
+    takes(&d, 1, || a.mean());
+    takes(&d, 2, || a.var(1, 1.0, false));
+    takes(&d, 2, || a.logsumexp(1, false));
+    takes(&d, 1, || a.t().sum_dim(0, false));
+}
+
+#[test]
+fn structured_ops_take_their_epilogues_in() {
+    let d = device();
+    let (x, w, b) = (ready(&d, &[8, 16]), ready(&d, &[4, 16]), ready(&d, &[4]));
+    takes(&d, 1, || x.linear(&w, Some(&b)).relu());
+    takes(&d, 1, || x.softmax(1) * 2);
+    takes(&d, 2, || (&x * 2).matmul(&w.t()));
+}
+
+#[test]
+fn only_what_is_needed_is_computed() {
+    let d = device();
+    let a = ready(&d, &[64]);
+    takes(&d, 0, || drop((&a * 2).exp()));
+    d.flush();
+    let before = d.stats().dispatches;
+    let (x, y) = ((&a * 2).sum(), (&a * 3).sum());
+    x.check().unwrap();
+    assert_eq!(d.stats().dispatches - before, 1, "y was not asked for");
+    y.check().unwrap();
+    assert_eq!(d.stats().dispatches - before, 2);
+    y.check().unwrap();
+    x.to_vec::<f32>().unwrap();
+    assert_eq!(d.stats().dispatches - before, 2, "values are kept");
+}
+
+#[test]
+fn writes_in_place_copy_only_what_others_still_see() {
+    let d = device();
+    let x = ready(&d, &[4, 4]);
+    let dispatches = |f: &dyn Fn()| cost(&d, f).dispatches;
+    assert_eq!(dispatches(&|| drop(x.i(0).fill_(1))), 1);
+    assert_eq!(dispatches(&|| drop(x.add_(1))), 1);
+    // What is still to be made of the old values is made first, and nothing is copied.
+    takes(&d, 2, || {
+        let old = &x * 3;
+        x.i(0).fill_(2);
+        old
+    });
+    // The way back holds the old values: the rest of them is copied.
+    let w = ready(&d, &[4, 4]).requires_grad_(true);
+    takes(&d, 3, || {
+        let y = (&x * &w).sum();
+        x.i(0).fill_(2);
+        y
+    });
+    let parts = [ready(&d, &[2, 4]), ready(&d, &[3, 4]), ready(&d, &[1, 4])];
+    takes(&d, 3, || cat(&parts.iter().collect::<Vec<_>>(), 0));
+}
+
+#[test]
+fn steps_that_differ_in_numbers_share_a_plan() {
+    let d = device();
+    let w = options().device(&d).requires_grad(true).ones([4, 3]);
+    let x = ready(&d, &[8, 4]);
+    let mut optimizer = Adam::new(vec![w.clone()], 0.1);
+    let mut step = |k: i32| {
+        let loss = (x.matmul(&w) * k).square().mean();
+        loss.backward().unwrap();
+        optimizer.set_lr(0.1 / f64::from(k));
+        optimizer.step().unwrap();
+        optimizer.zero_grad();
+        loss.item::<f32>().unwrap()
+    };
+    // The first steps make the optimizer's state and give up what was uploaded.
+    for k in 1..=3 {
+        step(k);
+    }
+    let before = d.stats();
+    let losses: Vec<f32> = (4..20).map(&mut step).collect();
+    let after = d.stats();
+    assert_eq!(after.plans, before.plans, "the same step needs no new plan");
+    assert!(losses.windows(2).all(|w| w[0] != w[1]), "but computes something else: {losses:?}");
+    // Memory goes round.
+    let live = d.memory().live_bytes;
+    for k in 20..40 {
+        step(k);
+    }
+    assert_eq!(d.memory().live_bytes, live);
+}
+
+#[test]
+fn random_numbers_differ_under_one_plan() {
+    let d = device();
+    d.manual_seed(1);
+    let draw = || options().device(&d).rand(8).to_vec::<f32>().unwrap();
+    let first = draw();
+    let plans = d.stats().plans;
+    let second = draw();
+    assert_eq!(d.stats().plans, plans);
+    assert_ne!(first, second);
+    d.manual_seed(1);
+    assert_eq!(draw(), first);
+}
+
+#[test]
+fn an_optimizer_step_is_few_dispatches() {
+    let d = device();
+    let params: Vec<Tensor> =
+        [[16, 8], [1, 16], [16, 16], [1, 16], [4, 16], [1, 4]].iter().map(|s| ready(&d, &s[..]).requires_grad_(true)).collect();
+    let mut optimizer = SGD::new(params.clone(), 0.1);
+    let gradients = || {
+        for p in &params {
+            let g = p.detach().exp();
+            g.check().unwrap();
+            p.set_grad(Some(g));
+        }
+    };
+    gradients();
+    let stats = cost(&d, || optimizer.step().unwrap());
+    assert_eq!(stats.dispatches, 1, "six parameters");
+    // In place: nothing new is allocated.
+    gradients();
+    let before = d.memory().live_bytes;
+    optimizer.step().unwrap();
+    d.flush();
+    assert!(d.memory().live_bytes <= before);
+}
+
+/// The numbers of a training step as they are now; lower is better, and higher wants a reason.
+#[test]
+fn a_training_step() {
+    let d = device();
+    let o = options().device(&d);
+    let model = [nn::Linear::with(16, 32, true, &o), nn::Linear::with(32, 4, true, &o)];
+    let params: Vec<Tensor> = model.iter().flat_map(|m| m.parameters()).collect();
+    assert_eq!(params.len(), 4);
+    let mut optimizer = SGD::new(params, 0.1);
+    let (x, y) = (ready(&d, &[8, 16]), options().device(&d).tensor([0, 1, 2, 3, 0, 1, 2, 3]));
+    let mut step = || {
+        let loss = model[1].forward(&model[0].forward(&x).relu()).cross_entropy(&y);
+        loss.backward().unwrap();
+        optimizer.step().unwrap();
+        optimizer.zero_grad();
+        loss
+    };
+    (0..3).for_each(|_| drop(step()));
+    let stats = cost(&d, step);
+    assert_eq!(stats.plans, 0);
+    assert_eq!(stats.flushes, 1, "a step is one submission");
+    assert!(stats.dispatches <= 22, "{} dispatches", stats.dispatches);
+}
