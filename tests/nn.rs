@@ -78,7 +78,14 @@ fn parts_are_found_by_name_and_in_order() {
             modules.push(format!("{name}: {}", m.name()));
         }
     });
-    let expected = ["first: Linear", "blocks.0: Linear", "blocks.1: Linear", "maybe: Linear", "row: Sequential", "drop: Dropout"];
+    let expected = [
+        "first: Linear",
+        "blocks.0: Linear",
+        "blocks.1: Linear",
+        "maybe: Linear",
+        "row: Sequential",
+        "drop: Dropout",
+    ];
     assert_eq!(modules, expected);
 }
 
@@ -92,7 +99,8 @@ fn a_shared_parameter_counts_once() {
     assert_eq!(model.state_dict().len(), 2);
     for device in devices() {
         let weight = everything().first.weight;
-        let model = Tied { table: Embedding { weight: weight.clone() }, out: Linear { weight, bias: None } }.to(&device);
+        let model = Tied { table: Embedding { weight: weight.clone() }, out: Linear { weight, bias: None } }
+            .to(&device);
         assert!(model.table.weight.is_same(&model.out.weight));
         assert!(model.table.weight.is_parameter() && model.table.weight.device() == &device);
     }
@@ -146,7 +154,12 @@ fn layers_compute_what_they_say() {
         let rows = table.forward(&on.tensor([[3, 0], [0, 1]]));
         assert_eq!(rows.shape(), [2, 2, 2]);
         rows.sum().backward().unwrap();
-        assert_close(&table.weight.grad().unwrap(), &[2.0, 2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0], 0.0, "embedding");
+        assert_close(
+            &table.weight.grad().unwrap(),
+            &[2.0, 2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0],
+            0.0,
+            "embedding",
+        );
         let v = on.tensor([-1.0, 0.5]);
         let layers: [(&dyn Module, [f64; 2]); 5] = [
             (&ReLU, [0.0, 0.5]),

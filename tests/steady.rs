@@ -9,7 +9,8 @@ use wgrad::prelude::*;
 #[test]
 fn steps_share_one_plan_and_leave_nothing_behind() {
     for device in devices() {
-        let model = sequential![Linear::new(20, 64), ReLU, Linear::new(64, 32), ReLU, Linear::new(32, 10)].to(&device);
+        let model = sequential![Linear::new(20, 64), ReLU, Linear::new(64, 32), ReLU, Linear::new(32, 10)]
+            .to(&device);
         let on = options().device(&device);
         let x = on.randn([16, 20]);
         let y = on.randint(0, 10, 16);

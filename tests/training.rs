@@ -37,7 +37,10 @@ fn set_grads(params: &[Tensor], step: usize) {
 }
 
 fn params(device: &Device) -> Vec<Tensor> {
-    let start = [float(device).tensor(values(6, 1.0, 0.3)).reshape([2, 3]), float(device).tensor(values(3, 2.0, 1.1))];
+    let start = [
+        float(device).tensor(values(6, 1.0, 0.3)).reshape([2, 3]),
+        float(device).tensor(values(3, 2.0, 1.1)),
+    ];
     start.iter().map(|t| t.requires_grad_(true)).collect()
 }
 
@@ -48,7 +51,8 @@ fn all(params: &[Tensor]) -> Tensor {
 #[track_caller]
 fn check<R: Rule>(name: &str, make: impl Fn(Vec<Tensor>) -> Optim<R>) {
     let golden = golden();
-    let expected: Vec<Vec<f64>> = golden["optimizers"][name].as_array().unwrap().iter().map(numbers).collect();
+    let expected: Vec<Vec<f64>> =
+        golden["optimizers"][name].as_array().unwrap().iter().map(numbers).collect();
     for device in devices() {
         let params = params(&device);
         let mut optimizer = make(params.clone());
@@ -91,7 +95,11 @@ fn schedules_do_as_pytorchs() {
         let mut optimizer = SGD::new([&p], 0.1);
         let mut scheduler = schedule.start(&mut optimizer);
         for (step, expected) in numbers(&golden()["schedules"][name]).into_iter().enumerate() {
-            assert!((optimizer.lr() - expected).abs() < 1e-9, "{name} {step}: {}, not {expected}", optimizer.lr());
+            assert!(
+                (optimizer.lr() - expected).abs() < 1e-9,
+                "{name} {step}: {}, not {expected}",
+                optimizer.lr()
+            );
             scheduler.step(&mut optimizer);
         }
     }
@@ -166,7 +174,8 @@ fn gradients_are_forgotten_or_zeroed() {
 }
 
 fn ring_model(device: &Device) -> Sequential {
-    let model = sequential![Linear::new(2, 16), Tanh, Linear::new(16, 12), GELU, Linear::new(12, 3), Identity];
+    let model =
+        sequential![Linear::new(2, 16), Tanh, Linear::new(16, 12), GELU, Linear::new(12, 3), Identity];
     let model = model.to(device);
     for (i, pair) in model.parameters().chunks(2).enumerate() {
         no_grad(|| {
@@ -250,7 +259,10 @@ fn loaders_bring_every_sample_once_in_a_seeded_order() {
         assert_eq!(plain.len(), 3);
         let dropping = DataLoader::new(Numbers::new(10), 4).prefetch(prefetch).drop_last(true);
         assert_eq!((epoch(&dropping).len(), dropping.len()), (2, 2));
-        let (a, b) = (DataLoader::new(Numbers::new(100), 7).shuffle(5), DataLoader::new(Numbers::new(100), 7).shuffle(5));
+        let (a, b) = (
+            DataLoader::new(Numbers::new(100), 7).shuffle(5),
+            DataLoader::new(Numbers::new(100), 7).shuffle(5),
+        );
         let (a, b) = (a.prefetch(prefetch), b.prefetch(0));
         let first = epoch(&a);
         assert_eq!(first, epoch(&b), "the same seed gives the same order");

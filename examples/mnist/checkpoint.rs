@@ -10,6 +10,7 @@ use crate::Mlp;
 #[derive(Default)]
 pub struct Progress {
     pub seed: u64,
+    pub batch_size: usize,
     /// Epochs done.
     pub epoch: u64,
     /// Steps done in the current one.
@@ -27,8 +28,14 @@ pub fn save(path: &Path, model: &Mlp, optimizer: &impl Optimizer, progress: &Pro
     for (name, curve) in [("losses", &progress.losses), ("accuracies", &progress.accuracies)] {
         all.insert(name.into(), options().device(cpu()).from_slice(curve.as_flattened(), [curve.len(), 2]));
     }
-    let words = [progress.seed, progress.epoch, progress.step as u64].map(|n| n.to_string());
-    io::save_with(path, &all, &[("seed", &words[0]), ("epoch", &words[1]), ("step", &words[2])])?;
+    let numbers = [
+        ("seed", progress.seed),
+        ("batch_size", progress.batch_size as u64),
+        ("epoch", progress.epoch),
+        ("step", progress.step as u64),
+    ];
+    let words = numbers.map(|(name, n)| (name, n.to_string()));
+    io::save_with(path, &all, &words.each_ref().map(|(name, word)| (*name, &**word)))?;
     Ok(())
 }
 
@@ -49,6 +56,7 @@ pub fn load(path: &Path, model: &Mlp, optimizer: &mut impl Optimizer) -> Result<
     optimizer.load_state_dict(&part("optimizer."))?;
     Ok(Progress {
         seed: number("seed")?,
+        batch_size: number("batch_size")? as usize,
         epoch: number("epoch")?,
         step: number("step")? as usize,
         losses: curve("losses")?,

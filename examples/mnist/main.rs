@@ -64,7 +64,7 @@ struct Args {
     /// The folder for weights, checkpoint and picture
     #[arg(long, default_value = "target/mnist")]
     out: PathBuf,
-    /// Go on from a checkpoint
+    /// Go on from a checkpoint, with its learning rate, batch size and seed
     #[arg(long)]
     resume: Option<PathBuf>,
     /// Do each step on the CPU and the GPU, and report the largest differences
@@ -95,7 +95,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn train(args: &Args, device: &Device, interrupted: &AtomicBool) -> Result<ExitCode> {
-    let mut progress = Progress { seed: args.seed, ..Progress::default() };
+    let mut progress = Progress { seed: args.seed, batch_size: args.batch_size, ..Progress::default() };
     manual_seed(args.seed);
     let model = Mlp::new();
     let mut optimizer = Adam::new(model.parameters(), args.lr);
@@ -106,15 +106,19 @@ fn train(args: &Args, device: &Device, interrupted: &AtomicBool) -> Result<ExitC
     let twin = args.compare.then(|| Twin::of(&model, &optimizer)).transpose()?;
     let training = Digits::load(&args.data, "train", device)?;
     let test = Digits::load(&args.data, "t10k", device)?;
-    let loader = DataLoader::new(training, args.batch_size).shuffle(progress.seed).drop_last(true);
+    let loader = DataLoader::new(training, progress.batch_size).shuffle(progress.seed).drop_last(true);
     let steps = loader.len();
-    println!("{} parameters on {device}, {steps} steps of {} an epoch", model.num_parameters(), args.batch_size);
+    println!(
+        "{} parameters on {device}, {steps} steps of {} an epoch",
+        model.num_parameters(),
+        progress.batch_size
+    );
 
     let saved = args.out.join("checkpoint.safetensors");
     let mut last = None;
     while progress.epoch < args.epochs {
         model.train();
-        let bar = bar(steps, progress.step, args.batch_size, progress.epoch, args.epochs);
+        let bar = bar(steps, &progress, args.epochs);
         let started = Instant::now();
         let first = progress.step;
         loader.set_epoch(progress.epoch);
@@ -140,7 +144,11 @@ fn train(args: &Args, device: &Device, interrupted: &AtomicBool) -> Result<ExitC
             if stop {
                 bar.abandon();
                 checkpoint::save(&saved, &model, &optimizer, &progress)?;
-                println!("\nstopped in epoch {}; go on with --resume {}", progress.epoch + 1, saved.display());
+                println!(
+                    "\nstopped in epoch {}; go on with --resume {}",
+                    progress.epoch + 1,
+                    saved.display()
+                );
                 return Ok(ExitCode::from(130));
             }
         }
@@ -148,7 +156,7 @@ fn train(args: &Args, device: &Device, interrupted: &AtomicBool) -> Result<ExitC
         let seconds = started.elapsed().as_secs_f64();
         bar.finish_and_clear();
         let results = test.evaluate(&model)?;
-        let samples = (steps - first) * args.batch_size;
+        let samples = (steps - first) * progress.batch_size;
         progress.epoch += 1;
         progress.step = 0;
         progress.accuracies.push([progress.epoch as f32, results.accuracy]);
@@ -200,11 +208,12 @@ impl Meter {
     }
 }
 
-fn bar(steps: usize, done: usize, batch_size: usize, epoch: u64, epochs: u64) -> ProgressBar {
+fn bar(steps: usize, progress: &Progress, epochs: u64) -> ProgressBar {
+    let batch_size = progress.batch_size as f64;
     let template = "{prefix} [{bar:32}] {pos}/{len}  {msg}  {rate}  {left} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let rate = move |s: &ProgressState, w: &mut dyn std::fmt::Write| {
-        let _ = write!(w, "{:.0} samples/s", s.per_sec() * batch_size as f64);
+        let _ = write!(w, "{:.0} samples/s", s.per_sec() * batch_size);
     };
     let left = |s: &ProgressState, w: &mut dyn std::fmt::Write| {
         let seconds = s.eta().as_secs();
@@ -212,10 +221,10 @@ fn bar(steps: usize, done: usize, batch_size: usize, epoch: u64, epochs: u64) ->
     };
     let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr_with_hz(5));
     bar.set_style(style.progress_chars("=> ").with_key("rate", rate).with_key("left", left));
-    bar.set_prefix(format!("epoch {}/{epochs}", epoch + 1));
+    bar.set_prefix(format!("epoch {}/{epochs}", progress.epoch + 1));
     bar.set_message("loss ......");
     // What was done before does not count for the rate.
-    bar.set_position(done as u64);
+    bar.set_position(progress.step as u64);
     bar.reset_eta();
     bar.enable_steady_tick(Duration::from_millis(250));
     bar

@@ -14,7 +14,7 @@ use crate::digits::{Digits, Results, SIDE};
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-const SIZE: (u32, u32) = (1440, 1080);
+const SIZE: (u32, u32) = (1440, 1180);
 const PAPER: RGBColor = RGBColor(252, 252, 250);
 const INK: RGBColor = RGBColor(38, 42, 51);
 const FAINT: RGBColor = RGBColor(122, 128, 140);
@@ -25,10 +25,16 @@ const RED: RGBColor = RGBColor(200, 58, 52);
 const PLAIN: &str = "plain";
 const BOLD: &str = "bold";
 
-const COLUMNS: usize = 16;
+const COLUMNS: usize = 14;
 const ROWS: usize = 2;
 
-pub fn draw(path: &Path, progress: &Progress, steps: usize, results: &Results, digits: &Digits) -> Result<()> {
+pub fn draw(
+    path: &Path,
+    progress: &Progress,
+    steps: usize,
+    results: &Results,
+    digits: &Digits,
+) -> Result<()> {
     let fonts: [(&str, &'static [u8]); 2] = [
         (PLAIN, include_bytes!("../data/font/Roboto-Regular.ttf")),
         (BOLD, include_bytes!("../data/font/Roboto-Medium.ttf")),
@@ -40,12 +46,13 @@ pub fn draw(path: &Path, progress: &Progress, steps: usize, results: &Results, d
     root.fill(&PAPER)?;
     let root = root.margin(36, 28, 48, 48);
     let (head, rest) = root.split_vertically(76);
-    let (charts, samples) = rest.split_vertically(476);
+    let (charts, samples) = rest.split_vertically(456);
     let title = format!("MNIST: {:.2} % of the test set read right", results.accuracy * 100.0);
     head.draw(&Text::new(title, (0, 0), (BOLD, 34).into_font().color(&INK)))?;
     let parameters = "three layers, 784 - 512 - 256 - 10, trained with wgrad";
     head.draw(&Text::new(parameters, (0, 42), (PLAIN, 19).into_font().color(&FAINT)))?;
 
+    let charts = charts.margin(0, 36, 0, 0);
     let (left, right) = charts.split_horizontally(charts.dim_in_pixel().0 * 58 / 100);
     losses(&left.margin(0, 0, 0, 28), progress, steps)?;
     accuracies(&right.margin(0, 0, 28, 0), progress)?;
@@ -59,7 +66,7 @@ fn heading(area: &Area<'_>, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// The loss over epochs, on a logarithmic scale: measured, and smoothed.
+/// The loss over epochs, on a logarithmic scale: measured, and averaged over neighbours.
 fn losses(area: &Area<'_>, progress: &Progress, steps: usize) -> Result<()> {
     heading(area, "Training loss")?;
     let points: Vec<(f64, f64)> = (progress.losses.iter())
@@ -76,13 +83,16 @@ fn losses(area: &Area<'_>, progress: &Progress, steps: usize) -> Result<()> {
     let labels = |v: &f64| if *v >= 0.01 { format!("{v:.2}") } else { format!("{v:.0e}") };
     let mut mesh = chart.configure_mesh();
     mesh.bold_line_style(LINES).light_line_style(LINES.mix(0.5)).axis_style(LINES);
-    mesh.label_style((PLAIN, 17).into_font().color(&FAINT)).axis_desc_style((PLAIN, 17).into_font().color(&FAINT));
+    mesh.label_style((PLAIN, 17).into_font().color(&FAINT))
+        .axis_desc_style((PLAIN, 17).into_font().color(&FAINT));
     mesh.x_desc("epoch").y_label_formatter(&labels).x_labels(8).y_labels(6).x_max_light_lines(1).draw()?;
     chart.draw_series(LineSeries::new(points.iter().copied(), BLUE.mix(0.35).stroke_width(1)))?;
-    let mut mean = points.first().map_or(0.0, |p| p.1.ln());
-    let smooth = points.iter().map(|&(x, y)| {
-        mean += (y.ln() - mean) * 0.15;
-        (x, mean.exp())
+    let near = (points.len() / 24).clamp(1, 8);
+    let smooth = (0..points.len()).map(|i| {
+        // As many on either side, so that the ends are not drawn to one.
+        let reach = near.min(i).min(points.len() - 1 - i);
+        let window = &points[i - reach..=i + reach];
+        (points[i].0, (window.iter().map(|p| p.1.ln()).sum::<f64>() / window.len() as f64).exp())
     });
     chart.draw_series(LineSeries::new(smooth, BLUE.stroke_width(3)))?;
     Ok(())
@@ -103,16 +113,17 @@ fn accuracies(area: &Area<'_>, progress: &Progress) -> Result<()> {
     let whole = |v: &f64| if v.fract() == 0.0 { format!("{v:.0}") } else { String::new() };
     let mut mesh = chart.configure_mesh();
     mesh.bold_line_style(LINES).light_line_style(TRANSPARENT).axis_style(LINES).disable_x_mesh();
-    mesh.label_style((PLAIN, 17).into_font().color(&FAINT)).axis_desc_style((PLAIN, 17).into_font().color(&FAINT));
+    mesh.label_style((PLAIN, 17).into_font().color(&FAINT))
+        .axis_desc_style((PLAIN, 17).into_font().color(&FAINT));
     mesh.x_desc("epoch").x_label_formatter(&whole).y_label_formatter(&|v| format!("{v:.1}"));
     mesh.x_labels(if last <= 10.0 { last as usize * 2 + 1 } else { 10 }).y_labels(6).draw()?;
     chart.draw_series(LineSeries::new(points.iter().copied(), GREEN.stroke_width(3)))?;
     chart.draw_series(points.iter().map(|&p| Circle::new(p, 6, GREEN.filled())))?;
     let style = (BOLD, 18).into_font().color(&INK).pos(Pos::new(HPos::Center, VPos::Bottom));
     let few = points.len() <= 6;
-    chart.draw_series(points.iter().enumerate().filter(|(i, _)| few || i + 1 == points.len()).map(|(_, &(x, y))| {
-        EmptyElement::at((x, y)) + Text::new(format!("{y:.2}"), (0, -12), style.clone())
-    }))?;
+    chart.draw_series(points.iter().enumerate().filter(|(i, _)| few || i + 1 == points.len()).map(
+        |(_, &(x, y))| EmptyElement::at((x, y)) + Text::new(format!("{y:.2}"), (0, -12), style.clone()),
+    ))?;
     Ok(())
 }
 
@@ -123,7 +134,8 @@ fn grids(area: &Area<'_>, results: &Results, digits: &Digits) -> Result<()> {
     misses.sort_by(|&a, &b| results.sureness[b].total_cmp(&results.sureness[a]));
     let (top, bottom) = area.split_vertically(area.dim_in_pixel().1 / 2);
     grid(&top, "The first digits of the test set that were read right", &hits, results, digits)?;
-    let title = format!("The surest of {} mistakes: taken for what is below, the label in brackets", misses.len());
+    let title =
+        format!("The surest of {} mistakes: taken for what is below, the label in brackets", misses.len());
     grid(&bottom, &title, &misses, results, digits)
 }
 
@@ -133,7 +145,8 @@ fn grid(area: &Area<'_>, title: &str, which: &[usize], results: &Results, digits
     let (width, height) = area.dim_in_pixel();
     let (cell, line) = (width as f64 / COLUMNS as f64, height as f64 / ROWS as f64);
     let caption = 24.0;
-    let pixel = ((line - caption - 4.0) / SIDE as f64).min((cell - 8.0) / SIDE as f64).floor().max(1.0) as i32;
+    let pixel =
+        ((line - caption - 4.0) / SIDE as f64).min((cell - 8.0) / SIDE as f64).floor().max(1.0) as i32;
     for (n, &i) in which.iter().take(COLUMNS * ROWS).enumerate() {
         let (column, row) = (n % COLUMNS, n / COLUMNS);
         let left = (column as f64 * cell) as i32;
@@ -144,9 +157,9 @@ fn grid(area: &Area<'_>, title: &str, which: &[usize], results: &Results, digits
             // White paper to dark ink.
             let mix = |ink_part: u8| (255.0 - f64::from(ink) / 255.0 * (255.0 - f64::from(ink_part))) as u8;
             let color = RGBColor(mix(INK.0), mix(INK.1), mix(INK.2));
-            area.draw(&Rectangle::new([(x, y), (x + pixel - 1, y + pixel - 1)], color.filled()))?;
+            area.draw(&Rectangle::new([(x, y), (x + pixel, y + pixel)], color.filled()))?;
         }
-        area.draw(&Rectangle::new([(left, top), (left + side - 1, top + side - 1)], LINES.stroke_width(1)))?;
+        area.draw(&Rectangle::new([(left, top), (left + side, top + side)], LINES.stroke_width(1)))?;
         let (guess, label) = (results.guesses[i], i32::from(digits.label(i)));
         let (text, color) =
             if guess == label { (format!("{guess}"), GREEN) } else { (format!("{guess}  ({label})"), RED) };

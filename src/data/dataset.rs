@@ -56,7 +56,9 @@ impl<const N: usize> TensorDataset<N> {
             }
             if t.dim() == 0 || t.size(0) != first.size(0) {
                 let shapes: Vec<&[usize]> = tensors.iter().map(|t| t.shape()).collect();
-                return fail(format!("Size mismatch between tensors: their first dimensions must agree, got {shapes:?}"));
+                return fail(format!(
+                    "Size mismatch between tensors: their first dimensions must agree, got {shapes:?}"
+                ));
             }
             if t.device() != first.device() {
                 return fail(format!("the tensors are on {} and {}", first.device(), t.device()));
@@ -98,7 +100,8 @@ impl<const N: usize> Dataset for TensorDataset<N> {
             for &i in indices {
                 bytes.extend_from_slice(&column.bytes[i * row..][..row]);
             }
-            let shape: Vec<usize> = std::iter::once(indices.len()).chain(column.shape.iter().copied()).collect();
+            let shape: Vec<usize> =
+                std::iter::once(indices.len()).chain(column.shape.iter().copied()).collect();
             Tensor::from_bytes(&self.device, column.dtype, &shape, &bytes)
         });
         batch.iter().find_map(Tensor::error).map_or(Ok(()), Err)?;

@@ -91,7 +91,13 @@ impl<D: Dataset> DataLoader<D> {
             Some(seed) => permutation(n, seed, epoch),
             None => (0..n).collect(),
         };
-        let work = Work { dataset: self.dataset.clone(), order, batch_size: self.batch_size, next: first, end: self.len() };
+        let work = Work {
+            dataset: self.dataset.clone(),
+            order,
+            batch_size: self.batch_size,
+            next: first,
+            end: self.len(),
+        };
         Batches::new(work, self.prefetch)
     }
 }
@@ -123,7 +129,8 @@ impl<D: Dataset> Work<D> {
         let indices = &self.order[start..self.order.len().min(start + self.batch_size)];
         self.next += 1;
         let made = catch_unwind(AssertUnwindSafe(|| self.dataset.batch(indices)));
-        let batch = made.unwrap_or_else(|panic| Err(failed(format!("the dataset panicked: {}", text(&*panic)))));
+        let batch =
+            made.unwrap_or_else(|panic| Err(failed(format!("the dataset panicked: {}", text(&*panic)))));
         if batch.is_err() {
             self.next = self.end;
         }

@@ -150,7 +150,9 @@ fn read(view: &TensorView<'_>) -> Result<(DType, Vec<u8>), String> {
         Dtype::I8 => int(&mut bytes.iter().map(|&b| i64::from(b as i8))),
         Dtype::I16 => int(&mut bytes.chunks_exact(2).map(|c| i64::from(i16::from_le_bytes([c[0], c[1]])))),
         Dtype::U16 => int(&mut bytes.chunks_exact(2).map(|c| i64::from(u16::from_le_bytes([c[0], c[1]])))),
-        Dtype::I64 => int(&mut bytes.chunks_exact(8).filter_map(|c| c.try_into().ok()).map(i64::from_le_bytes)),
+        Dtype::I64 => {
+            int(&mut bytes.chunks_exact(8).filter_map(|c| c.try_into().ok()).map(i64::from_le_bytes))
+        }
         other => Err(format!("elements of type {other:?} are not supported")),
     }
 }

@@ -94,7 +94,9 @@ fn fans(t: &Tensor) -> Result<(usize, usize), Error> {
             Ok((inputs * field, outputs * field))
         }
         shape => {
-            let message = format!("fan in and fan out can't be computed for a tensor of shape {shape:?}: it has less than 2 dimensions");
+            let message = format!(
+                "fan in and fan out can't be computed for a tensor of shape {shape:?}: it has less than 2 dimensions"
+            );
             Err(Error::new(ErrorKind::Shape, "init", message))
         }
     }

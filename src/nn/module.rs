@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::panic::Location;
 
-use super::field::{Part, PartMut, Parts, PartsMut};
 use super::Parameter;
+use super::field::{Part, PartMut, Parts, PartsMut};
 use crate::autograd::no_grad;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -99,7 +99,8 @@ pub trait Module: Send + Sync {
             }
         }
         if !faults.is_empty() {
-            let message = format!("Error(s) in loading state_dict for {}:\n  {}", self.name(), faults.join("\n  "));
+            let message =
+                format!("Error(s) in loading state_dict for {}:\n  {}", self.name(), faults.join("\n  "));
             return Err(Error::at(caller, ErrorKind::Argument, "load_state_dict", message));
         }
         for (name, t) in &own {

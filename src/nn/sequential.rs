@@ -1,7 +1,7 @@
 //! Modules in a row.
 
-use super::field::{Part, PartMut, Parts, PartsMut};
 use super::Module;
+use super::field::{Part, PartMut, Parts, PartsMut};
 use crate::tensor::Tensor;
 
 /// Modules of which each takes what the one before gives (`torch.nn.Sequential`). They are named by number.

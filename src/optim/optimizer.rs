@@ -14,8 +14,9 @@ use crate::tensor::{Tensor, options};
 /// Options that differ from step to step enter the formula as numbers, never as shapes or branches, so that
 /// every step has the same structure and the executor plans it once.
 pub trait Rule: Clone + Send + Sync {
-    /// The new value is written into `parameter`. Gradients are off. `state` is this parameter's own.
-    fn update(&self, parameter: &Tensor, gradient: &Tensor, state: &mut State);
+    /// Writes the new value into `parameter`, and gives what the write gave: an invalid tensor if it was not
+    /// possible. Gradients are off. `state` is this parameter's own.
+    fn update(&self, parameter: &Tensor, gradient: &Tensor, state: &mut State) -> Tensor;
 
     /// All options by name, as numbers (a switch is 0 or 1): what is saved, and read back.
     fn options(&self) -> Vec<(&'static str, f64)>;
@@ -33,27 +34,27 @@ pub trait Rule: Clone + Send + Sync {
     }
 }
 
-/// What an optimizer remembers of one parameter: tensors by name, and how often it was updated.
+/// What an optimizer remembers of one parameter: tensors of its shape by name, and how often it was updated.
 #[derive(Clone, Default)]
 pub struct State {
     /// Updates, this one included.
     pub step: u64,
-    slots: Vec<(&'static str, Tensor)>,
+    slots: Vec<(String, Tensor)>,
 }
 
 impl State {
     /// The remembered tensor of this name, made by `first` where there is none.
-    pub fn slot(&mut self, name: &'static str, first: impl FnOnce() -> Tensor) -> Tensor {
-        if let Some((_, t)) = self.slots.iter().find(|(n, _)| *n == name) {
+    pub fn slot(&mut self, name: &str, first: impl FnOnce() -> Tensor) -> Tensor {
+        if let Some((_, t)) = self.slots.iter().find(|(n, _)| n == name) {
             return t.clone();
         }
         let made = first();
-        self.slots.push((name, made.clone()));
+        self.slots.push((name.to_string(), made.clone()));
         made
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.slots.iter().any(|(n, _)| *n == name)
+        self.slots.iter().any(|(n, _)| n == name)
     }
 }
 
@@ -137,6 +138,9 @@ impl<R: Rule> Optim<R> {
     /// Problems that make a step impossible, before anything is changed.
     fn check(&self, caller: &'static Location<'static>) -> Result<()> {
         let fail = |kind, message: String| Err(Error::at(caller, kind, "step", message));
+        if self.params().next().is_none() {
+            return fail(ErrorKind::Argument, "optimizer got an empty parameter list".into());
+        }
         for group in &self.groups {
             if let Some(fault) = group.rule.fault() {
                 return fail(ErrorKind::Argument, fault);
@@ -148,7 +152,8 @@ impl<R: Rule> Optim<R> {
             }
             if !p.is_leaf() {
                 let at = self.caller;
-                let message = format!("can't optimize a non-leaf Tensor: parameter {i} of the optimizer made at {at}");
+                let message =
+                    format!("can't optimize a non-leaf Tensor: parameter {i} of the optimizer made at {at}");
                 return fail(ErrorKind::Autograd, message);
             }
             let Some(g) = p.grad() else { continue };
@@ -222,18 +227,22 @@ impl<R: Rule> Optimizer for Optim<R> {
     fn step(&mut self) -> Result<()> {
         self.check(Location::caller())?;
         let mut devices: Vec<Device> = vec![];
-        no_grad(|| {
+        let updated: Result<()> = no_grad(|| {
             for group in &mut self.groups {
                 for (p, state) in group.params.iter().zip(&mut group.states) {
                     let Some(g) = p.grad() else { continue };
                     state.step += 1;
-                    group.rule.update(p, &g.detach(), state);
+                    if let Some(error) = group.rule.update(p, &g.detach(), state).error() {
+                        return Err(error);
+                    }
                     if !devices.contains(p.device()) {
                         devices.push(p.device().clone());
                     }
                 }
             }
+            Ok(())
         });
+        updated?;
         devices.iter().for_each(Device::flush);
         self.params().find_map(Tensor::error).map_or(Ok(()), Err)
     }
@@ -317,7 +326,12 @@ impl<R: Rule> Optimizer for Optim<R> {
 }
 
 /// One parameter's state from the entries under `prefix`.
-fn read_state(p: &Tensor, prefix: &str, saved: &StateDict, caller: &'static Location<'static>) -> Result<State> {
+fn read_state(
+    p: &Tensor,
+    prefix: &str,
+    saved: &StateDict,
+    caller: &'static Location<'static>,
+) -> Result<State> {
     let mut state = State::default();
     let own = saved.range(prefix.to_string()..).take_while(|(key, _)| key.starts_with(prefix));
     for (key, value) in own {
@@ -326,10 +340,6 @@ fn read_state(p: &Tensor, prefix: &str, saved: &StateDict, caller: &'static Loca
             state.step = value.to(cpu()).to(F64).item::<f64>()? as u64;
             continue;
         }
-        let Some(name) = super::rules::SLOTS.iter().find(|n| **n == name) else {
-            let message = format!("{key} is not known");
-            return Err(Error::at(caller, ErrorKind::Argument, "load_state_dict", message));
-        };
         if value.shape() != p.shape() {
             let message = format!("{key} has shape {:?}, the parameter {:?}", value.shape(), p.shape());
             return Err(Error::at(caller, ErrorKind::Shape, "load_state_dict", message));
@@ -337,7 +347,7 @@ fn read_state(p: &Tensor, prefix: &str, saved: &StateDict, caller: &'static Loca
         // Its own storage: the saved tensor may be another optimizer's.
         let value = value.detach().to(p.device()).to(p.dtype()).clone_data();
         value.check()?;
-        state.slots.push((name, value));
+        state.slots.push((name.to_string(), value));
     }
     Ok(state)
 }

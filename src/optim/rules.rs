@@ -3,12 +3,11 @@
 use super::optimizer::{Optim, Parameters, Rule, State};
 use crate::tensor::Tensor;
 
-/// The names of remembered tensors.
-pub(super) const SLOTS: [&str; 4] = ["momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"];
-const MOMENTUM: &str = SLOTS[0];
-const AVERAGE: &str = SLOTS[1];
-const SQUARES: &str = SLOTS[2];
-const MAX_SQUARES: &str = SLOTS[3];
+/// The names of remembered tensors, PyTorch's.
+const MOMENTUM: &str = "momentum_buffer";
+const AVERAGE: &str = "exp_avg";
+const SQUARES: &str = "exp_avg_sq";
+const MAX_SQUARES: &str = "max_exp_avg_sq";
 
 /// An option's value as a number, for saving.
 trait Setting: Copy {
@@ -104,7 +103,7 @@ rule! {
         maximize: bool = false;
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, state: &mut State) {
+    fn update(&self, p: &Tensor, g: &Tensor, state: &mut State) -> Tensor {
         let mut g = decayed(p, g, self.maximize, self.weight_decay);
         if self.momentum != 0.0 {
             // The first gradient enters undampened.
@@ -115,7 +114,7 @@ rule! {
             }
             g = if self.nesterov { &g + &buffer * self.momentum } else { buffer };
         }
-        p.sub_(&g * self.lr);
+        p.sub_(&g * self.lr)
     }
 
     fn fault(&self) -> Option<String> {
@@ -133,7 +132,6 @@ fn decayed(p: &Tensor, g: &Tensor, maximize: bool, weight_decay: f64) -> Tensor 
 }
 
 fn negative(options: &[(&str, f64)]) -> Option<String> {
-    // Not `< 0.0`, which NaN passes.
     options.iter().find(|(_, v)| v.is_nan() || *v < 0.0).map(|(name, v)| format!("Invalid {name} value: {v}"))
 }
 
@@ -154,8 +152,8 @@ rule! {
         maximize: bool = false;
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, state: &mut State) {
-        self.apply(p, &decayed(p, g, self.maximize, self.weight_decay), state);
+    fn update(&self, p: &Tensor, g: &Tensor, state: &mut State) -> Tensor {
+        self.apply(p, &decayed(p, g, self.maximize, self.weight_decay), state)
     }
 
     fn fault(&self) -> Option<String> {
@@ -181,9 +179,9 @@ rule! {
         maximize: bool = false;
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, state: &mut State) {
+    fn update(&self, p: &Tensor, g: &Tensor, state: &mut State) -> Tensor {
         p.mul_(1.0 - self.lr * self.weight_decay);
-        self.adam().apply(p, &if self.maximize { g.neg() } else { g.clone() }, state);
+        self.adam().apply(p, &if self.maximize { g.neg() } else { g.clone() }, state)
     }
 
     fn fault(&self) -> Option<String> {
@@ -199,7 +197,7 @@ impl AdamWRule {
 }
 
 impl AdamRule {
-    fn apply(&self, p: &Tensor, g: &Tensor, state: &mut State) {
+    fn apply(&self, p: &Tensor, g: &Tensor, state: &mut State) -> Tensor {
         let average = state.slot(AVERAGE, || p.zeros_like());
         let squares = state.slot(SQUARES, || p.zeros_like());
         average.add_((g - &average) * (1.0 - self.beta1));
@@ -215,13 +213,18 @@ impl AdamRule {
         };
         // Numbers that change from step to step are multiplied with, and so do not change the kernel.
         let denominator = spread.sqrt() * (1.0 / correction2.sqrt()) + self.eps;
-        p.sub_(average / denominator * (self.lr / correction1));
+        p.sub_(average / denominator * (self.lr / correction1))
     }
 
     fn fault_of(&self) -> Option<String> {
-        let beta = [("beta1", self.beta1), ("beta2", self.beta2)].into_iter().find(|(_, b)| !(0.0..1.0).contains(b));
+        let beta =
+            [("beta1", self.beta1), ("beta2", self.beta2)].into_iter().find(|(_, b)| !(0.0..1.0).contains(b));
         beta.map(|(name, b)| format!("Invalid {name} value: {b}")).or_else(|| {
-            negative(&[("learning rate", self.lr), ("epsilon", self.eps), ("weight_decay", self.weight_decay)])
+            negative(&[
+                ("learning rate", self.lr),
+                ("epsilon", self.eps),
+                ("weight_decay", self.weight_decay),
+            ])
         })
     }
 }
