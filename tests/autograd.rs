@@ -593,3 +593,43 @@ fn threads_share_tensors_and_not_modes() {
         }
     }
 }
+
+/// The result of every op can be written to in part, and keeps its history for the rest.
+#[test]
+fn results_of_all_ops_take_partial_writes() {
+    type Op = fn(&Tensor) -> Tensor;
+    let ops: [(&str, Op); 11] = [
+        ("softmax", |x| x.softmax(1)),
+        ("log_softmax", |x| x.log_softmax(0)),
+        ("sum", |x| x.sum_dim(1, true)),
+        ("mean", |x| x.mean_dim(0, true)),
+        ("amax", |x| x.amax(1, true)),
+        ("prod", |x| x.prod_dim(1, true)),
+        ("matmul", |x| x.matmul(&x.t())),
+        ("batched matmul", |x| x.expand([2, 2, 3]).matmul(&x.t())),
+        ("logsumexp", |x| x.logsumexp(1, true)),
+        ("var", |x| x.var(1, 1.0, true)),
+        ("index_select", |x| x.index_select(1, &options().device(x.device()).tensor([2, 0]))),
+    ];
+    for device in devices() {
+        for (name, op) in ops {
+            let gradient = |write: bool| {
+                let x = leaf(&device, &[0.1, -0.2, 0.3, 0.5, 0.25, -0.75]);
+                let y = op(&x.reshape([2, 3]));
+                let rest = if write {
+                    y.i(0).fill_(2);
+                    &y * &y
+                } else {
+                    y.i(1..) * y.i(1..)
+                };
+                rest.sum().backward().unwrap();
+                x.grad().unwrap().to_f64_vec().unwrap()
+            };
+            // Where the first row is overwritten, the gradient is that of the others.
+            let (got, want) = (gradient(true), gradient(false));
+            if op(&options().device(&device).ones([2, 3])).size(0) > 1 {
+                assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{name} on {device}: {got:?}, {want:?}");
+            }
+        }
+    }
+}

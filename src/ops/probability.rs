@@ -12,6 +12,7 @@ use crate::autograd::{Saved, is_grad_enabled};
 use crate::error::Result;
 use crate::graph::dtype::F32;
 use crate::graph::kernel::{OpRef, StructuredOp};
+use crate::graph::layout::Layout;
 use crate::graph::node::{Node, NodeOp};
 use crate::tensor::{Tensor, dims};
 
@@ -88,6 +89,7 @@ impl Rows {
             .collect();
         let op = NodeOp::Structured(OpRef(op));
         let node = Node::record(first.device(), first.dtype(), &self.shape, op, inputs, caller);
-        Tensor::from_node(node).reshape(&self.original[..])
+        // A tensor in its own right, no view of one: what is written to it must find its history.
+        Tensor::from_saved(node, Layout::contiguous(&self.original), None)
     }
 }

@@ -11,7 +11,7 @@ use crate::autograd::{GradFn, Grads, Saved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::dtype::{Bool, DType, I32};
 use crate::graph::kernel::ReduceOp;
-use crate::graph::layout::Dims;
+use crate::graph::layout::{Dims, Layout};
 use crate::graph::node::{Node, NodeOp};
 use crate::tensor::{IntoDims, Tensor, dims};
 
@@ -82,8 +82,8 @@ fn record(t: &Tensor, op: ReduceOp, over: &Over, caller: Caller) -> Tensor {
         smallvec![t.operand(layout.clone())],
         caller,
     );
-    let out = Tensor::from_node(node);
-    if over.keepdim { out.reshape(&over.shape[..]) } else { out }
+    // A tensor in its own right, no view of one: what is written to it must find its history.
+    Tensor::from_saved(node, Layout::contiguous(&over.shape), None)
 }
 
 /// Undoes broadcasting: sums to `shape`, which broadcasts to this tensor's.

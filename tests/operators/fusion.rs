@@ -14,12 +14,12 @@ use crate::model::{Model, broadcast};
 /// Random numbers that mean something only with the tensors there are when the step is taken: so a program stays a
 /// program when steps are left out.
 #[derive(Clone, Copy)]
-struct Step([u32; 6]);
+pub struct Step(pub [u32; 6]);
 
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u32 {
+    pub fn next(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.0 >> 33) ^ (self.0 >> 45)) as u32
     }

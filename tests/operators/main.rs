@@ -8,6 +8,7 @@ mod goldens;
 mod gradients;
 mod model;
 mod sizes;
+mod smooth;
 
 use std::fmt::Display;
 

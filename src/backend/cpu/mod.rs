@@ -177,8 +177,12 @@ impl Cpu {
             (Task::Reduce(plan), _) => plan.run(&operands),
             (Task::Structured { post, in_place, binding }, Body::Structured(call)) => {
                 // SAFETY: no slot is bound twice, so that `out` (a binding that is no input) is apart from them.
-                let inputs: SmallVec<[&[u8]; 8]> = (0..call.inputs.len())
-                    .map(|i| unsafe { std::slice::from_raw_parts(buffers[i].cast_const(), lengths[i]) })
+                // A reused buffer may be longer than its value by part of an element.
+                let inputs: SmallVec<[&[u8]; 8]> = (call.inputs.iter().enumerate())
+                    .map(|(i, (dtype, _))| {
+                        let whole = lengths[i] / dtype.size() * dtype.size();
+                        unsafe { std::slice::from_raw_parts(buffers[i].cast_const(), whole) }
+                    })
                     .collect();
                 let bytes = post.numel * call.out_dtype.size();
                 let failed = |message| fault(ErrorKind::Index, format!("{} {message}", call.op.0.name()));
