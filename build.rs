@@ -176,7 +176,10 @@ mod table {
                  fn store(i: u32, v: {ty}) {{ {place} = {stored}(v); }}"
             );
             if wide {
-                let _ = writeln!(epilogue, "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = vec4<{stored}>(v); }}");
+                let _ = writeln!(
+                    epilogue,
+                    "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = vec4<{stored}>(v); }}"
+                );
             }
             at += 1;
         }

@@ -81,8 +81,25 @@ fn ceilings(c: &mut Criterion, rows: &mut Vec<Row>) {
             // SAFETY: the three matrices are n by n, row-major, and `out` is borrowed by nobody else.
             unsafe {
                 gemm::gemm(
-                    n, n, n, out.as_mut_ptr(), one, rows, false, a.as_ptr(), one, rows, b_.as_ptr(), one, rows, 0.0,
-                    1.0, false, false, false, gemm::Parallelism::Rayon(0),
+                    n,
+                    n,
+                    n,
+                    out.as_mut_ptr(),
+                    one,
+                    rows,
+                    false,
+                    a.as_ptr(),
+                    one,
+                    rows,
+                    b_.as_ptr(),
+                    one,
+                    rows,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::Rayon(0),
                 );
             }
             black_box(&mut out);
@@ -204,7 +221,10 @@ fn table(rows: &[Row]) {
     };
     let ceiling = |name: &str| rows.iter().find(|r| r.device == "machine" && r.name == name).and_then(rate);
     let (copy, gemm) = (ceiling("copy"), ceiling("gemm"));
-    println!("\n{:<20} {:<8} {:>12} {:>16} {:>22}", "workload", "device", "median", "rate", "share of the ceiling");
+    println!(
+        "\n{:<20} {:<8} {:>12} {:>16} {:>22}",
+        "workload", "device", "median", "rate", "share of the ceiling"
+    );
     for row in rows {
         let (Some(time), Some(rate)) = (median(row), rate(row)) else { continue };
         let (text, share) = match row.work {

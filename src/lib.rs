@@ -46,9 +46,9 @@ pub use ops::cat::{cat, stack};
 pub use ops::loss::{CrossEntropy, Reduction};
 pub use ops::record::Arg;
 pub use tensor::{
-    Index, IntoData, IntoDims, IntoIndex, IntoShape, Options, PrintOptions, Tensor, arange, default_device, empty, eye,
-    full, linspace, ones, options, print_options, rand, randint, randn, set_default_device, set_print_options, tensor,
-    zeros,
+    Index, IntoData, IntoDims, IntoIndex, IntoShape, Options, PrintOptions, Tensor, arange, default_device,
+    empty, eye, full, linspace, ones, options, print_options, rand, randint, randn, set_default_device,
+    set_print_options, tensor, zeros,
 };
 
 /// What most programs need: `use wgrad::prelude::*;`.
@@ -61,8 +61,8 @@ pub mod prelude {
     pub use crate::error::{Error, ErrorKind, Result};
     pub use crate::graph::dtype::{Bool, DType, F32, F64, I32, U32};
     pub use crate::nn::{
-        self, Dropout, Embedding, Flatten, GELU, Linear, Module, Parameter, ReLU, Sequential, SiLU, Sigmoid, Softmax,
-        StateDict, Tanh, init,
+        self, Dropout, Embedding, Flatten, GELU, Linear, Module, Parameter, ReLU, Sequential, SiLU, Sigmoid,
+        Softmax, StateDict, Tanh, init,
     };
     pub use crate::ops::cat::{cat, stack};
     pub use crate::ops::loss::{CrossEntropy, Reduction};
@@ -71,7 +71,7 @@ pub mod prelude {
         clip_grad_norm_, clip_grad_value_,
     };
     pub use crate::tensor::{
-        Index, Options, Tensor, arange, default_device, empty, eye, full, linspace, ones, options, rand, randint,
-        randn, set_default_device, tensor, zeros,
+        Index, Options, Tensor, arange, default_device, empty, eye, full, linspace, ones, options, rand,
+        randint, randn, set_default_device, tensor, zeros,
     };
 }

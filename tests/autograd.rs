@@ -89,7 +89,10 @@ fn backward_needs_a_scalar_or_a_gradient_of_the_right_shape() {
         let x = leaf(&device, &[1.0, 2.0, 3.0]);
         let y = &x * 2;
         let error = y.backward().unwrap_err();
-        assert!(error.message().contains("grad can be implicitly created only for scalar outputs"), "{error}");
+        assert!(
+            error.message().contains("grad can be implicitly created only for scalar outputs"),
+            "{error}"
+        );
         assert!(error.message().contains("[3]"), "{error}");
         let error = y.backward_with(&options().device(&device).ones(2)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Shape);
@@ -208,9 +211,15 @@ fn leaves_must_not_be_written_outside_no_grad() {
         let out = x.add_(1.0);
         let error = out.error().unwrap();
         assert_eq!(error.kind(), ErrorKind::Autograd);
-        assert_eq!(error.message(), "a leaf Variable that requires grad is being used in an in-place operation.");
+        assert_eq!(
+            error.message(),
+            "a leaf Variable that requires grad is being used in an in-place operation."
+        );
         let error = x.i(0).fill_(5.0).error().unwrap();
-        assert_eq!(error.message(), "a view of a leaf Variable that requires grad is being used in an in-place operation.");
+        assert_eq!(
+            error.message(),
+            "a view of a leaf Variable that requires grad is being used in an in-place operation."
+        );
         // Nothing was changed.
         assert!(x.error().is_none());
         assert_close(&x, &[1.0, 2.0], 0.0, "x");
@@ -534,7 +543,10 @@ fn ten_thousand_uses_of_one_tensor() {
             let parts: Vec<Tensor> = (0..10_000).map(|_| &x * 1).collect();
             let mut level = parts;
             while level.len() > 1 {
-                level = level.chunks(2).map(|c| if c.len() == 2 { &c[0] + &c[1] } else { c[0].clone() }).collect();
+                level = level
+                    .chunks(2)
+                    .map(|c| if c.len() == 2 { &c[0] + &c[1] } else { c[0].clone() })
+                    .collect();
             }
             level[0].backward().unwrap();
             grad_is(&x, &[10_000.0]);
@@ -628,7 +640,10 @@ fn results_of_all_ops_take_partial_writes() {
             // Where the first row is overwritten, the gradient is that of the others.
             let (got, want) = (gradient(true), gradient(false));
             if op(&options().device(&device).ones([2, 3])).size(0) > 1 {
-                assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{name} on {device}: {got:?}, {want:?}");
+                assert!(
+                    got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5),
+                    "{name} on {device}: {got:?}, {want:?}"
+                );
             }
         }
     }

@@ -96,8 +96,14 @@ impl Tensor {
             Some(inputs) => Some(targets_of(inputs, "backward", Location::caller())?),
             None => None,
         };
-        let sinks =
-            run(slice::from_ref(self), slice::from_ref(&how.gradient), &how, targets.as_deref(), "backward", Location::caller())?;
+        let sinks = run(
+            slice::from_ref(self),
+            slice::from_ref(&how.gradient),
+            &how,
+            targets.as_deref(),
+            "backward",
+            Location::caller(),
+        )?;
         // Asked for by name, non-leaf inputs accumulate too.
         for (input, grad) in how.inputs.iter().flatten().zip(sinks) {
             if let Some(grad) = grad {
@@ -184,7 +190,12 @@ fn run(
     op: &'static str,
     caller: &'static Location<'static>,
 ) -> Result<Vec<Option<Tensor>>> {
-    let mut pass = Pass { waiting: HashMap::new(), heap: BinaryHeap::new(), grads: HashMap::new(), ready: HashMap::new() };
+    let mut pass = Pass {
+        waiting: HashMap::new(),
+        heap: BinaryHeap::new(),
+        grads: HashMap::new(),
+        ready: HashMap::new(),
+    };
     let mut roots = vec![];
     for (i, (output, gradient)) in outputs.iter().zip(gradients).enumerate() {
         if let Some(error) = output.error() {
@@ -322,7 +333,9 @@ fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) {
     match leaf.grad() {
         None if create_graph => leaf.set_grad(Some(grad)),
         // A view of something (a sum's gradient is one number, expanded) could not be written to.
-        None => leaf.set_grad(Some(if grad.covers_storage() { grad.detach_value() } else { grad.clone_data() })),
+        None => {
+            leaf.set_grad(Some(if grad.covers_storage() { grad.detach_value() } else { grad.clone_data() }))
+        }
         Some(old) if create_graph => leaf.set_grad(Some(&old + &grad)),
         Some(old) => {
             old.add_(&grad);

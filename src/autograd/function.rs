@@ -132,7 +132,8 @@ impl fmt::Debug for GradFn {
 impl Drop for GradFn {
     /// Graphs are as deep as loops are long: taken apart without recursion.
     fn drop(&mut self) {
-        let mut stack = vec![(std::mem::take(&mut self.edges), std::mem::replace(self.work.get_mut(), Work::Freed))];
+        let mut stack =
+            vec![(std::mem::take(&mut self.edges), std::mem::replace(self.work.get_mut(), Work::Freed))];
         while let Some((edges, work)) = stack.pop() {
             // A formula's saved values may hold the last reference to a function that `edges` hold too, so
             // they go first.

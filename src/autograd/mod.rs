@@ -7,9 +7,9 @@ mod mode;
 mod saved;
 
 pub use engine::{Backward, grad, grad_with};
+pub(crate) use function::{BackwardFn, Grads, Meta, OutputInfo, View};
 pub use function::{Edge, GradFn};
 pub use gradcheck::{Gradcheck, gradcheck, gradcheck_with, gradgradcheck, gradgradcheck_with};
-pub(crate) use function::{BackwardFn, Grads, Meta, OutputInfo, View};
 pub use mode::{
     GradModeGuard, enable_grad, enable_grad_guard, is_grad_enabled, no_grad, no_grad_guard, set_grad_enabled,
 };

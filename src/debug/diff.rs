@@ -58,7 +58,11 @@ impl fmt::Display for KernelDiff {
         write!(f, "{} over {:?} (at {}) {verdict}", self.label, self.shape, self.caller)?;
         if let Some((output, at, a, b)) = self.worst {
             let (device, reference) = (&self.device, &self.reference);
-            write!(f, ": output {output}[{at}] is {a:e} on {device}, {b:e} on {reference}, {} ulps", self.ulps)?;
+            write!(
+                f,
+                ": output {output}[{at}] is {a:e} on {device}, {b:e} on {reference}, {} ulps",
+                self.ulps
+            )?;
         }
         Ok(())
     }
@@ -123,7 +127,9 @@ fn compare(seen: &Observation<'_>, reference: &dyn Backend) -> Result<KernelDiff
     let one = single(kernel);
     reference.run(&one, &reference.compile(&one)?, &buffers, seen.scalars)?;
     let shape = match &kernel.body {
-        Body::Map(jobs) => jobs.iter().max_by_key(|p| p.numel()).map(|p| p.shape.to_vec()).unwrap_or_default(),
+        Body::Map(jobs) => {
+            jobs.iter().max_by_key(|p| p.numel()).map(|p| p.shape.to_vec()).unwrap_or_default()
+        }
         Body::Reduce(r) => r.pre.shape.to_vec(),
         Body::Structured(s) => s.out_shape.to_vec(),
     };
@@ -182,4 +188,3 @@ fn ulps(a: f32, b: f32) -> u64 {
     };
     line(a).abs_diff(line(b))
 }
-

@@ -38,7 +38,13 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
 
 /// Kernels that leave `n` partial results for each output, side by side, and that `n`. Where the length is no
 /// multiple of the cuts, the rest is one more partial result, from a kernel of its own.
-fn partial_steps(step: &Step, reduce: &Reduce, dim: usize, cuts: usize, partial: Value) -> (Vec<Step>, usize) {
+fn partial_steps(
+    step: &Step,
+    reduce: &Reduce,
+    dim: usize,
+    cuts: usize,
+    partial: Value,
+) -> (Vec<Step>, usize) {
     let len = reduce.pre.shape[dim];
     let each = len.div_ceil(cuts.min(len));
     let full = len / each;
@@ -92,7 +98,8 @@ fn partial_step(
     let binding = (bindings.len() - 1) as u16;
     let mut post = anchor_only(reduce, Access { binding, dtype: reduce.dtype, layout: to });
     post.collapse(0);
-    let body = Body::Reduce(Reduce { op: reduce.op, dtype: reduce.dtype, pre, value: reduce.value, kept, post });
+    let body =
+        Body::Reduce(Reduce { op: reduce.op, dtype: reduce.dtype, pre, value: reduce.value, kept, post });
     let kernel = Kernel {
         body,
         bindings,

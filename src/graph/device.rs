@@ -12,8 +12,8 @@ use smallvec::SmallVec;
 
 use super::dtype::{DType, Scalar};
 use super::kernel::Command;
-use super::observe;
 use super::node::{HASHER, Node, Operand, Recipe, State};
+use super::observe;
 use super::plan::{Plan, plan};
 use super::schedule::{Graph, GraphNode, Input, Leaf, Value};
 use crate::backend::{Backend, Buffer, Fault, Memory};
@@ -97,7 +97,12 @@ impl Device {
         if self.is_cpu() { "cpu" } else { "gpu:0" }
     }
 
-    pub(crate) fn upload(&self, bytes: &[u8], caller: &'static Location<'static>, op: &'static str) -> Result<Buffer> {
+    pub(crate) fn upload(
+        &self,
+        bytes: &[u8],
+        caller: &'static Location<'static>,
+        op: &'static str,
+    ) -> Result<Buffer> {
         self.0.backend.upload(bytes).map_err(|fault| fault_error(fault, caller, op))
     }
 
@@ -167,7 +172,9 @@ impl Device {
         match &*node.state.lock() {
             State::Ready(buffer) => Ok(buffer.clone()),
             State::Failed(error) => Err(error.clone()),
-            State::Pending(_) => Err(Error::at(node.caller, ErrorKind::Backend, "", "the value was not computed")),
+            State::Pending(_) => {
+                Err(Error::at(node.caller, ErrorKind::Backend, "", "the value was not computed"))
+            }
         }
     }
 
@@ -344,7 +351,8 @@ impl Collection {
             self.node_refs.push(0);
         }
         // One reference is this collection's own.
-        self.keep = (self.nodes.iter().zip(&self.node_refs)).map(|(n, &r)| Arc::strong_count(n) > r + 1).collect();
+        self.keep =
+            (self.nodes.iter().zip(&self.node_refs)).map(|(n, &r)| Arc::strong_count(n) > r + 1).collect();
         for (leaf, &refs) in self.leaves.iter().zip(&self.leaf_refs) {
             let sole = Arc::strong_count(leaf) == refs + 1;
             let buffer = leaf.buffer();
@@ -451,10 +459,17 @@ pub fn cpu() -> Device {
 }
 
 /// The types a device cannot hold.
-pub(crate) fn check_dtype(device: &Device, dtype: DType, op: &'static str, caller: &'static Location<'static>) -> Result<()> {
+pub(crate) fn check_dtype(
+    device: &Device,
+    dtype: DType,
+    op: &'static str,
+    caller: &'static Location<'static>,
+) -> Result<()> {
     if device.backend().supports(dtype) {
         return Ok(());
     }
-    let message = format!("{dtype} is not available on {device}: WGSL has no such type. Use float32, or the cpu device");
+    let message = format!(
+        "{dtype} is not available on {device}: WGSL has no such type. Use float32, or the cpu device"
+    );
     Err(Error::at(caller, ErrorKind::DType, op, message))
 }

@@ -145,7 +145,11 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     }
     /// The dispatches that compute it on this kind of adapter.
     #[cfg(feature = "gpu")]
-    fn gpu(&self, call: &Structured, adapter: &crate::backend::gpu::AdapterInfo) -> Vec<crate::backend::gpu::ShaderCall>;
+    fn gpu(
+        &self,
+        call: &Structured,
+        adapter: &crate::backend::gpu::AdapterInfo,
+    ) -> Vec<crate::backend::gpu::ShaderCall>;
     /// Computes the whole output, row-major, into `out`. `inputs` are whole buffers, to be read through
     /// `call.inputs`' layouts. An `Err` is a fault of the data (an index out of range), in words that follow
     /// the op's name.

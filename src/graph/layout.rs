@@ -175,9 +175,7 @@ impl Layout {
         // Write the offset and every stride in the mixed radix of inner's shape. A stride must step along
         // one inner dimension only, and no step may carry over into the next.
         let radix = contiguous_strides(&inner.shape);
-        let split = |mut v: usize| -> Dims {
-            radix.iter().map(|&r| (v / r, v %= r).0).collect()
-        };
+        let split = |mut v: usize| -> Dims { radix.iter().map(|&r| (v / r, v %= r).0).collect() };
         let start = split(self.offset);
         let mut reach = start.clone();
         let mut strides = Dims::new();
@@ -219,7 +217,10 @@ pub fn collapse(shape: &[usize], strides: &mut [&mut Dims]) -> Dims {
             continue;
         }
         let merges = !out.is_empty()
-            && strides.iter().zip(&kept).all(|(s, k)| k.last().is_some_and(|&outer| outer == s[d] * shape[d]));
+            && strides
+                .iter()
+                .zip(&kept)
+                .all(|(s, k)| k.last().is_some_and(|&outer| outer == s[d] * shape[d]));
         if merges {
             if let Some(n) = out.last_mut() {
                 *n *= shape[d];
@@ -271,7 +272,9 @@ mod tests {
         let mut done = 0;
         for v in &views {
             let n = v.numel();
-            for shape in [vec![n], vec![1, n, 1], vec![2, n / 2], vec![n / 2, 2], vec![v.shape[0], n / v.shape[0]]] {
+            for shape in
+                [vec![n], vec![1, n, 1], vec![2, n / 2], vec![n / 2, 2], vec![v.shape[0], n / v.shape[0]]]
+            {
                 if numel(&shape) != n {
                     continue;
                 }

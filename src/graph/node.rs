@@ -31,7 +31,10 @@ pub struct Node {
     pub(super) mark: AtomicU64,
 }
 
-#[allow(clippy::large_enum_variant, reason = "a node is pending first, and becomes the rest in the same place")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a node is pending first, and becomes the rest in the same place"
+)]
 pub(super) enum State {
     Pending(Recipe),
     Ready(Buffer),
@@ -49,7 +52,10 @@ pub(super) struct Recipe {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum NodeOp {
     /// Elementwise. Every operand's layout has the node's shape.
-    Map { op: &'static MapOp, operand: DType },
+    Map {
+        op: &'static MapOp,
+        operand: DType,
+    },
     /// The operand's layout has the node's shape followed by the reduced dimensions.
     Reduce(ReduceOp),
     Structured(OpRef),
@@ -185,7 +191,8 @@ fn release(state: State) {
         for input in inputs {
             let Operand::Node(node, _) = input else { continue };
             let Some(mut node) = Arc::into_inner(node) else { continue };
-            if let State::Pending(recipe) = std::mem::replace(node.state.get_mut(), State::Failed(dropped())) {
+            if let State::Pending(recipe) = std::mem::replace(node.state.get_mut(), State::Failed(dropped()))
+            {
                 stack.push(recipe.inputs);
             }
         }

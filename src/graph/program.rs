@@ -70,10 +70,18 @@ pub enum Inst {
     /// `u32`: where the current coordinate lies in `indices[_]`. Counts elements, without touching memory.
     Index(u16),
     /// The kernel's scalar parameter of this number.
-    Scalar { slot: u16, dtype: DType },
+    Scalar {
+        slot: u16,
+        dtype: DType,
+    },
     /// What the kernel's anchor (a reduction, a matrix product) computed for this element of its output.
     Anchor(DType),
-    Op { op: &'static MapOp, operand: DType, result: DType, args: SmallVec<[Reg; 3]> },
+    Op {
+        op: &'static MapOp,
+        operand: DType,
+        result: DType,
+        args: SmallVec<[Reg; 3]>,
+    },
 }
 
 /// A tensor operand: which of the kernel's bindings, and where its elements lie in it.
@@ -126,8 +134,14 @@ impl Program {
             .collect();
         let shape = std::mem::take(&mut self.shape);
         let mut halves: [(Dims, Vec<Dims>); 2] = [
-            (Dims::from_slice(&shape[..keep]), layouts.iter().map(|l| Dims::from_slice(&l.strides[..keep])).collect()),
-            (Dims::from_slice(&shape[keep..]), layouts.iter().map(|l| Dims::from_slice(&l.strides[keep..])).collect()),
+            (
+                Dims::from_slice(&shape[..keep]),
+                layouts.iter().map(|l| Dims::from_slice(&l.strides[..keep])).collect(),
+            ),
+            (
+                Dims::from_slice(&shape[keep..]),
+                layouts.iter().map(|l| Dims::from_slice(&l.strides[keep..])).collect(),
+            ),
         ];
         for (dims, strides) in &mut halves {
             let mut strides: Vec<&mut Dims> = strides.iter_mut().collect();

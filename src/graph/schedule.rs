@@ -536,7 +536,11 @@ impl<'s, 'g> Emitter<'s, 'g> {
         for &root in roots {
             let node = self.s.node(root);
             let whole = Layout::contiguous(shape);
-            let reg = if Some(root) == anchor { self.push(Inst::Anchor(node.dtype)) } else { self.compute(root, &whole) };
+            let reg = if Some(root) == anchor {
+                self.push(Inst::Anchor(node.dtype))
+            } else {
+                self.compute(root, &whole)
+            };
             self.store(reg, Value::Node(root), node.dtype, whole);
         }
     }

@@ -60,7 +60,10 @@ fn parse(bytes: &[u8]) -> Result<(DType, Vec<usize>, Vec<u8>), String> {
     let header = str::from_utf8(header).map_err(|_| "its header is not text")?;
     let after = |key: &str| header.split_once(key).map(|(_, rest)| rest.trim_start_matches([':', ' ', '\'']));
     let descr = after("'descr'").and_then(|s| s.split('\'').next()).ok_or("its header has no type")?;
-    let (dtype, _) = TYPES.iter().find(|(_, d)| *d == descr).ok_or(format!("it is of type {descr}, which no tensor has"))?;
+    let (dtype, _) = TYPES
+        .iter()
+        .find(|(_, d)| *d == descr)
+        .ok_or(format!("it is of type {descr}, which no tensor has"))?;
     if after("'fortran_order'").is_some_and(|s| s.starts_with("True")) {
         return Err("it is in Fortran's order, which is not supported".into());
     }

@@ -70,7 +70,8 @@ fn try_cat(tensors: &[&Tensor], dim: i64, caller: Caller) -> Result<Tensor> {
     let mut shape = Dims::from_slice(first.shape());
     shape[d] = 0;
     for part in &parts {
-        let fits = part.dim() == shape.len() && (0..shape.len()).all(|i| i == d || part.shape()[i] == shape[i]);
+        let fits =
+            part.dim() == shape.len() && (0..shape.len()).all(|i| i == d || part.shape()[i] == shape[i]);
         if !fits {
             let message = format!(
                 "Sizes of tensors must match except in dimension {d}: expected {:?}, got {:?}",
@@ -101,9 +102,8 @@ fn try_cat(tensors: &[&Tensor], dim: i64, caller: Caller) -> Result<Tensor> {
     let inputs: Vec<&Tensor> = parts.iter().collect();
     link(&out, "CatBackward0", &inputs, caller, || {
         Box::new(move |function, g| {
-            let piece = |(i, &(at, n)): (usize, &(i64, usize))| {
-                function.needs(i).then(|| g.narrow(d as i64, at, n))
-            };
+            let piece =
+                |(i, &(at, n)): (usize, &(i64, usize))| function.needs(i).then(|| g.narrow(d as i64, at, n));
             spans.iter().enumerate().map(piece).collect()
         })
     });

@@ -469,17 +469,21 @@ fn clamp_grad(c: &Call<'_>, g: &Tensor) -> Grads {
         return grads!(c, pick(inside));
     }
     // Tensors as bounds share the gradient with an operand that is equal to one of them.
-    let shared = |mask: Tensor, tie: Tensor| {
-        WHERE.call(&[tie.into(), g.mul(0.5).into(), pick(mask).into()])
-    };
+    let shared = |mask: Tensor, tie: Tensor| WHERE.call(&[tie.into(), g.mul(0.5).into(), pick(mask).into()]);
     let (at_lo, at_hi) = (x.eq(&lo), x.eq(&hi));
     let tie = at_lo.ne(&at_hi);
     let (lo_over, none) = (c.input(1).gt(&hi), at_lo.logical_and(&at_hi));
     grads!(
         c,
         shared(inside.logical_or(&none), tie.logical_and(lo_over.logical_not())),
-        shared(x.lt(&lo).logical_and(lo_over.logical_not()), at_lo.logical_and(at_hi.logical_not()).logical_and(lo_over.logical_not())),
-        shared(x.gt(&hi).logical_or(&lo_over), at_hi.logical_and(at_lo.logical_not()).logical_and(lo_over.logical_not()))
+        shared(
+            x.lt(&lo).logical_and(lo_over.logical_not()),
+            at_lo.logical_and(at_hi.logical_not()).logical_and(lo_over.logical_not())
+        ),
+        shared(
+            x.gt(&hi).logical_or(&lo_over),
+            at_hi.logical_and(at_lo.logical_not()).logical_and(lo_over.logical_not())
+        )
     )
 }
 
@@ -538,7 +542,7 @@ static SQUARE: Elementwise = Elementwise {
         mask_first: false,
         wgsl: "a * a",
         wgsl_int: "",
-        cpu: block!(float |a, _b| a * a),
+        cpu: block!(float | a, _b | a * a),
         cost: 1,
     },
     class: Class::Float,

@@ -187,7 +187,14 @@ fn at_least_1d(t: &Tensor) -> Tensor {
 
 fn gather(t: &Tensor, d: usize, index: &Tensor, name: &'static str, caller: Caller) -> Tensor {
     let (source, index) = (at_least_1d(t), at_least_1d(index).detach());
-    let out = structured(&source, &index, index.shape(), source.dtype(), OpRef(Arc::new(Gather { dim: d })), caller);
+    let out = structured(
+        &source,
+        &index,
+        index.shape(),
+        source.dtype(),
+        OpRef(Arc::new(Gather { dim: d })),
+        caller,
+    );
     let size = source.size(d as i64);
     link(&out, name, &[&source], caller, || {
         let index = Saved::value(&index);
@@ -210,7 +217,14 @@ fn scatter(g: &Tensor, d: usize, index: &Tensor, size: usize, caller: Caller) ->
     out
 }
 
-fn structured(x: &Tensor, index: &Tensor, shape: &[usize], dtype: DType, op: OpRef, caller: Caller) -> Tensor {
+fn structured(
+    x: &Tensor,
+    index: &Tensor,
+    shape: &[usize],
+    dtype: DType,
+    op: OpRef,
+    caller: Caller,
+) -> Tensor {
     debug_assert!(dtype != Bool || x.dtype() == Bool);
     let inputs = smallvec![x.operand(x.layout().clone()), index.operand(index.layout().clone())];
     Tensor::from_node(Node::record(x.device(), dtype, shape, NodeOp::Structured(op), inputs, caller))

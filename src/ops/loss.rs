@@ -188,7 +188,13 @@ fn weights_of(target: &Tensor, how: &CrossEntropy, like: &Tensor, counts: &Tenso
     weight.where_(counts, 0.0)
 }
 
-fn nll(log_p: &Tensor, target: &Tensor, how: &CrossEntropy, op: &'static str, caller: Caller) -> Result<Tensor> {
+fn nll(
+    log_p: &Tensor,
+    target: &Tensor,
+    how: &CrossEntropy,
+    op: &'static str,
+    caller: Caller,
+) -> Result<Tensor> {
     first_error([log_p, target].into_iter().chain(&how.weight))?;
     common_device(op, caller, [log_p, target].into_iter().chain(&how.weight))?;
     let class_dim = if log_p.dim() == 1 { 0 } else { 1 };
@@ -209,12 +215,14 @@ fn nll(log_p: &Tensor, target: &Tensor, how: &CrossEntropy, op: &'static str, ca
     if let Some(w) = &how.weight
         && w.shape() != [log_p.size(class_dim as i64)]
     {
-        let message = format!("weight must have one entry for each of {} classes", log_p.size(class_dim as i64));
+        let message =
+            format!("weight must have one entry for each of {} classes", log_p.size(class_dim as i64));
         return Err(Error::at(caller, ErrorKind::Shape, op, message));
     }
     let counts = target.ne(how.ignore_index);
     let safe = target.where_(&counts, 0);
-    let picked = log_p.gather(class_dim as i64, &safe.unsqueeze(class_dim as i64)).squeeze_dim(class_dim as i64);
+    let picked =
+        log_p.gather(class_dim as i64, &safe.unsqueeze(class_dim as i64)).squeeze_dim(class_dim as i64);
     let plain = how.weight.is_none() && how.reduction == Reduction::Mean;
     let weights = weights_of(target, how, &picked, &counts);
     // The weights are zero where a target does not count, but 0 * -inf would not be.

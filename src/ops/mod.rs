@@ -1,7 +1,7 @@
 //! The operators. Each is declared once: what it takes, how it is computed on both backends, its gradient.
 
-pub(crate) mod cat;
 pub(crate) mod cast;
+pub(crate) mod cat;
 #[cfg(feature = "gpu")]
 pub(crate) mod dispatch;
 pub(crate) mod elementwise;

@@ -45,7 +45,11 @@ fn softmax(t: &Tensor, dim: i64, log: bool, caller: Caller) -> Result<Tensor> {
         let y = Saved::output(&out);
         Box::new(move |f, g| {
             let y = y.unpack(f);
-            smallvec![Some(if is_grad_enabled() { formula(&y, g, d as i64, log) } else { fused(&y, g, d, log, caller) })]
+            smallvec![Some(if is_grad_enabled() {
+                formula(&y, g, d as i64, log)
+            } else {
+                fused(&y, g, d, log, caller)
+            })]
         })
     });
     Ok(out)

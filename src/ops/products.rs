@@ -88,7 +88,8 @@ fn matmul(a: &Tensor, b: &Tensor, op: &'static str, caller: Caller) -> Result<Te
         Error::at(caller, ErrorKind::Shape, op, message)
     };
     if a.dim() == 0 || b.dim() == 0 {
-        let message = format!("both arguments need to be at least 1D, but they are {}D and {}D", a.dim(), b.dim());
+        let message =
+            format!("both arguments need to be at least 1D, but they are {}D and {}D", a.dim(), b.dim());
         return Err(Error::at(caller, ErrorKind::Shape, op, message));
     }
     let dtype = common_dtype(Class::Num, &[Arg::from(a), Arg::from(b)]);
@@ -111,7 +112,8 @@ fn matmul(a: &Tensor, b: &Tensor, op: &'static str, caller: Caller) -> Result<Te
     let folds = b.dim() == 2 && a.dim() > 2 && a.is_contiguous();
     let out = if folds {
         let rows = a.reshape([a.numel().checked_div(k).unwrap_or(0) as i64, k as i64]);
-        let rows = if k == 0 { a.reshape([a.shape()[..a.dim() - 1].iter().product::<usize>(), 0]) } else { rows };
+        let rows =
+            if k == 0 { a.reshape([a.shape()[..a.dim() - 1].iter().product::<usize>(), 0]) } else { rows };
         let mut shape = Dims::from_slice(&a.shape()[..a.dim() - 1]);
         shape.push(n);
         product(&rows, &b, "MmBackward0", caller)?.reshape(&shape[..])

@@ -4,8 +4,8 @@
 use super::record::{Arg, Caller, map};
 use crate::backend::cpu::philox;
 use crate::graph::device::Device;
-use crate::graph::dtype::{DType, F32, U32};
 use crate::graph::dtype::Scalar;
+use crate::graph::dtype::{DType, F32, U32};
 use crate::graph::layout::Layout;
 use crate::graph::node::{Node, NodeOp, Operand};
 use crate::graph::program::MapOp;

@@ -178,9 +178,8 @@ pub(crate) fn common_device<'a>(
 pub(crate) fn common_dtype(class: Class, args: &[Arg]) -> DType {
     let tensors = || args.iter().filter_map(|a| if let Arg::Tensor(t) = a { Some(t) } else { None });
     // A 0-dim tensor is like a number: it raises the category, not the width within it.
-    let widest = |dims: bool| {
-        tensors().filter(|t| (t.dim() > 0) == dims).map(Tensor::dtype).reduce(DType::promote)
-    };
+    let widest =
+        |dims: bool| tensors().filter(|t| (t.dim() > 0) == dims).map(Tensor::dtype).reduce(DType::promote);
     let category = |t: DType| (t.is_float(), t != Bool);
     let mut dtype = match (widest(true), widest(false)) {
         (Some(a), Some(b)) if category(b) > category(a) => b,
@@ -253,9 +252,8 @@ impl Elementwise {
     }
 
     fn link(&'static self, out: &Tensor, args: &[Arg], caller: Caller) {
-        let edges: SmallVec<[Option<Edge>; 3]> = (args.iter())
-            .map(|a| if let Arg::Tensor(t) = a { t.gradient_edge() } else { None })
-            .collect();
+        let edges: SmallVec<[Option<Edge>; 3]> =
+            (args.iter()).map(|a| if let Arg::Tensor(t) = a { t.gradient_edge() } else { None }).collect();
         if edges.iter().all(Option::is_none) {
             return;
         }

@@ -28,12 +28,19 @@ struct Over {
 }
 
 impl Over {
-    fn new(t: &Tensor, which: impl IntoDims, keepdim: bool, op: &'static str, caller: Caller) -> Result<Over> {
+    fn new(
+        t: &Tensor,
+        which: impl IntoDims,
+        keepdim: bool,
+        op: &'static str,
+        caller: Caller,
+    ) -> Result<Over> {
         first_error([t])?;
         let rank = t.dim();
         let given = which.into_dims();
         // No dims given means all of them, as in PyTorch.
-        let mut list = if given.is_empty() { (0..rank).collect() } else { dims::dims(&given[..], rank, op, caller)? };
+        let mut list =
+            if given.is_empty() { (0..rank).collect() } else { dims::dims(&given[..], rank, op, caller)? };
         if rank == 0 {
             list.clear();
         }
@@ -63,7 +70,8 @@ impl Over {
         if self.count > 0 || self.shape.contains(&0) {
             return Ok(());
         }
-        let message = "Expected reduction dim to have non-zero size: an extremum of no elements is not defined";
+        let message =
+            "Expected reduction dim to have non-zero size: an extremum of no elements is not defined";
         Err(Error::at(caller, ErrorKind::Shape, op, message))
     }
 }
@@ -92,9 +100,8 @@ pub(crate) fn sum_to(t: &Tensor, shape: &[usize]) -> Tensor {
         return t.clone();
     }
     let lead = t.dim().saturating_sub(shape.len());
-    let which: Dims = (0..t.dim())
-        .filter(|&d| d < lead || (shape[d - lead] == 1 && t.shape()[d] != 1))
-        .collect();
+    let which: Dims =
+        (0..t.dim()).filter(|&d| d < lead || (shape[d - lead] == 1 && t.shape()[d] != 1)).collect();
     let summed = if which.is_empty() { t.clone() } else { t.sum_dim(&which[..], true) };
     summed.reshape(shape)
 }
@@ -112,7 +119,10 @@ fn sum(t: &Tensor, over: Over, name: &'static str, caller: Caller) -> Tensor {
 
 fn mean(t: &Tensor, over: Over, name: &'static str, caller: Caller) -> Result<Tensor> {
     if !t.dtype().is_float() {
-        let message = format!("could not infer output dtype: input dtype must be a floating point type. Got: {}", t.dtype());
+        let message = format!(
+            "could not infer output dtype: input dtype must be a floating point type. Got: {}",
+            t.dtype()
+        );
         return Err(Error::at(caller, ErrorKind::DType, "mean", message));
     }
     let scale = 1.0 / over.count as f64;
@@ -189,7 +199,13 @@ fn extremum(t: &Tensor, op: ReduceOp, over: Over, name: &'static str, caller: Ca
 }
 
 /// The first index of the extremum along `dim` (or of the flattened tensor): of NaNs, the first.
-fn arg_extremum(t: &Tensor, op: ReduceOp, dim: Option<(i64, bool)>, name: &'static str, caller: Caller) -> Result<Tensor> {
+fn arg_extremum(
+    t: &Tensor,
+    op: ReduceOp,
+    dim: Option<(i64, bool)>,
+    name: &'static str,
+    caller: Caller,
+) -> Result<Tensor> {
     first_error([t])?;
     let t = t.detach();
     let (t, dim, keepdim) = match dim {
@@ -209,7 +225,8 @@ fn arg_extremum(t: &Tensor, op: ReduceOp, dim: Option<(i64, bool)>, name: &'stat
     if let Some(d) = d {
         shape[d] = n;
     }
-    let place = crate::tensor::options().device(t.device()).dtype(I32).arange(0, n as i64, 1).reshape(&shape[..]);
+    let place =
+        crate::tensor::options().device(t.device()).dtype(I32).arange(0, n as i64, 1).reshape(&shape[..]);
     let candidates = WHERE.call(&[hit.into(), place.into(), (n as i64).into()]);
     let over = Over::new(&t, dim, keepdim, name, caller)?;
     Ok(record(&candidates, ReduceOp::Min, &over, caller))
@@ -220,7 +237,9 @@ impl Tensor {
     #[track_caller]
     pub fn sum(&self) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result(Over::all(self, "sum", caller).map(|over| sum(self, over, "SumBackward0", caller)))
+        Tensor::from_result(
+            Over::all(self, "sum", caller).map(|over| sum(self, over, "SumBackward0", caller)),
+        )
     }
 
     /// Sums over dimensions, which stay with size 1 if `keepdim`.
@@ -243,7 +262,9 @@ impl Tensor {
     #[track_caller]
     pub fn mean(&self) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result(Over::all(self, "mean", caller).and_then(|over| mean(self, over, "MeanBackward0", caller)))
+        Tensor::from_result(
+            Over::all(self, "mean", caller).and_then(|over| mean(self, over, "MeanBackward0", caller)),
+        )
     }
 
     /// Means over dimensions.
@@ -275,7 +296,9 @@ impl Tensor {
     pub fn amax(&self, dims: impl IntoDims, keepdim: bool) -> Tensor {
         let caller = Location::caller();
         let over = Over::new(self, dims, keepdim, "amax", caller);
-        Tensor::from_result(over.and_then(|over| extremum(self, ReduceOp::Max, over, "AmaxBackward0", caller)))
+        Tensor::from_result(
+            over.and_then(|over| extremum(self, ReduceOp::Max, over, "AmaxBackward0", caller)),
+        )
     }
 
     /// The smallest elements over dimensions (`torch.amin`), as [`amax`](Tensor::amax).
@@ -283,7 +306,9 @@ impl Tensor {
     pub fn amin(&self, dims: impl IntoDims, keepdim: bool) -> Tensor {
         let caller = Location::caller();
         let over = Over::new(self, dims, keepdim, "amin", caller);
-        Tensor::from_result(over.and_then(|over| extremum(self, ReduceOp::Min, over, "AminBackward0", caller)))
+        Tensor::from_result(
+            over.and_then(|over| extremum(self, ReduceOp::Min, over, "AminBackward0", caller)),
+        )
     }
 
     /// The largest element (`torch.max` without `dim`).
@@ -307,7 +332,13 @@ impl Tensor {
     /// Where the largest elements are along a dimension.
     #[track_caller]
     pub fn argmax_dim(&self, dim: i64, keepdim: bool) -> Tensor {
-        Tensor::from_result(arg_extremum(self, ReduceOp::Max, Some((dim, keepdim)), "argmax", Location::caller()))
+        Tensor::from_result(arg_extremum(
+            self,
+            ReduceOp::Max,
+            Some((dim, keepdim)),
+            "argmax",
+            Location::caller(),
+        ))
     }
 
     /// Where the smallest element is in the flattened tensor, as int32 (`torch.argmin`).
@@ -319,7 +350,13 @@ impl Tensor {
     /// Where the smallest elements are along a dimension.
     #[track_caller]
     pub fn argmin_dim(&self, dim: i64, keepdim: bool) -> Tensor {
-        Tensor::from_result(arg_extremum(self, ReduceOp::Min, Some((dim, keepdim)), "argmin", Location::caller()))
+        Tensor::from_result(arg_extremum(
+            self,
+            ReduceOp::Min,
+            Some((dim, keepdim)),
+            "argmin",
+            Location::caller(),
+        ))
     }
 
     /// The variance over dimensions (over all if none are given), divided by `n - correction`: 1 for the unbiased

@@ -33,7 +33,13 @@ impl Tensor {
         Tensor::from_result(self.try_reshape(shape, "view", caller, false))
     }
 
-    fn try_reshape(&self, given: impl IntoDims, op: &'static str, caller: Caller, copy: bool) -> Result<Tensor> {
+    fn try_reshape(
+        &self,
+        given: impl IntoDims,
+        op: &'static str,
+        caller: Caller,
+        copy: bool,
+    ) -> Result<Tensor> {
         first_error([self])?;
         let shape = infer(&given.into_dims(), self.shape(), op, caller)?;
         if let Some(layout) = self.layout().reshape(&shape) {
@@ -68,7 +74,8 @@ impl Tensor {
                 let message = format!("{} dimensions are given for a tensor of {rank}", given.len());
                 return Err(Error::at(caller, ErrorKind::Shape, "permute", message));
             }
-            let order: Dims = given.iter().map(|&d| (if d < 0 { d + rank as i64 } else { d }) as usize).collect();
+            let order: Dims =
+                given.iter().map(|&d| (if d < 0 { d + rank as i64 } else { d }) as usize).collect();
             let mut back: Dims = smallvec![0; rank];
             for (i, &d) in order.iter().enumerate() {
                 back[d] = i;
@@ -187,7 +194,8 @@ impl Tensor {
         Tensor::from_result((|| {
             first_error([self])?;
             let rank = self.dim();
-            let (a, b) = (dims::dim(start, rank, "flatten", caller)?, dims::dim(end, rank, "flatten", caller)?);
+            let (a, b) =
+                (dims::dim(start, rank, "flatten", caller)?, dims::dim(end, rank, "flatten", caller)?);
             if a > b {
                 let message = "flatten() has invalid args: start_dim cannot come after end_dim";
                 return Err(Error::at(caller, ErrorKind::Argument, "flatten", message));
@@ -275,7 +283,15 @@ impl Tensor {
         })())
     }
 
-    fn cut(&self, d: usize, a: usize, len: usize, step: usize, name: &'static str, caller: Caller) -> Result<Tensor> {
+    fn cut(
+        &self,
+        d: usize,
+        a: usize,
+        len: usize,
+        step: usize,
+        name: &'static str,
+        caller: Caller,
+    ) -> Result<Tensor> {
         let layout = self.layout().slice(d, a, len, step);
         let old = Dims::from_slice(self.shape());
         Ok(self.make_view(name, layout, caller, move |g| {
@@ -287,7 +303,10 @@ impl Tensor {
     #[track_caller]
     pub fn split(&self, size: usize, dim: i64) -> Vec<Tensor> {
         let n = self.size(dim);
-        (0..n.max(1)).step_by(size.max(1)).map(|a| self.narrow(dim, a as i64, size.max(1).min(n - a.min(n)))).collect()
+        (0..n.max(1))
+            .step_by(size.max(1))
+            .map(|a| self.narrow(dim, a as i64, size.max(1).min(n - a.min(n))))
+            .collect()
     }
 
     /// A copy in storage of its own (`torch.clone`). Gradients flow through.

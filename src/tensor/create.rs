@@ -272,7 +272,12 @@ impl Options {
 
     /// See [`arange`].
     #[track_caller]
-    pub fn arange(&self, start: impl Into<Scalar>, end: impl Into<Scalar>, step: impl Into<Scalar>) -> Tensor {
+    pub fn arange(
+        &self,
+        start: impl Into<Scalar>,
+        end: impl Into<Scalar>,
+        step: impl Into<Scalar>,
+    ) -> Tensor {
         let caller = Location::caller();
         let (start, end, step) = (start.into(), end.into(), step.into());
         self.finish((|| {
@@ -296,12 +301,14 @@ impl Options {
             let dtype = self.dtype.unwrap_or(F32);
             let step = if steps > 1 { (end - start) / (steps - 1) as f64 } else { 0.0 };
             // From both ends, as PyTorch, so that the last is `end` exactly.
-            let low = self.ramp(steps, Scalar::Float(start), Scalar::Float(step), dtype, "linspace", caller)?;
+            let low =
+                self.ramp(steps, Scalar::Float(start), Scalar::Float(step), dtype, "linspace", caller)?;
             if steps == 1 {
                 return Ok(low);
             }
             let last = (steps.max(1) - 1) as f64;
-            let down = self.ramp(steps, Scalar::Float(-last), Scalar::Float(1.0), dtype, "linspace", caller)?;
+            let down =
+                self.ramp(steps, Scalar::Float(-last), Scalar::Float(1.0), dtype, "linspace", caller)?;
             let high = down.mul(step).add(end);
             Ok(low.where_(&down.lt(-last / 2.0), &high))
         })())
@@ -340,7 +347,12 @@ impl Options {
         self.finish(self.floats(shape, "randn", caller).map(|(d, t, s)| random::normal(&d, t, &s, caller)))
     }
 
-    fn floats(&self, shape: impl IntoShape, op: &'static str, caller: Caller) -> Result<(Device, DType, Dims)> {
+    fn floats(
+        &self,
+        shape: impl IntoShape,
+        op: &'static str,
+        caller: Caller,
+    ) -> Result<(Device, DType, Dims)> {
         let shape = dims::shape(shape, op, caller)?;
         let (device, dtype) = (self.place(), self.dtype.unwrap_or(F32));
         check_dtype(&device, dtype, op, caller)?;
@@ -400,7 +412,13 @@ impl Options {
     }
 
     /// Converted on the host, so that the device need not know the values' own type.
-    fn upload<T: Element>(&self, values: &[T], shape: &[usize], dtype: DType, caller: Caller) -> Result<Tensor> {
+    fn upload<T: Element>(
+        &self,
+        values: &[T],
+        shape: &[usize],
+        dtype: DType,
+        caller: Caller,
+    ) -> Result<Tensor> {
         let device = self.place();
         check_dtype(&device, dtype, "tensor", caller)?;
         let shape = dims::shape(shape, "tensor", caller)?;

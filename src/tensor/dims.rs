@@ -100,7 +100,8 @@ pub(crate) fn shape(given: impl IntoShape, op: &'static str, caller: Caller) -> 
 pub(crate) fn dim(d: i64, rank: usize, op: &'static str, caller: Caller) -> Result<usize> {
     let n = rank.max(1) as i64;
     if !(-n..n).contains(&d) {
-        let message = format!("Dimension out of range (expected to be in range of [{}, {}], but got {d})", -n, n - 1);
+        let message =
+            format!("Dimension out of range (expected to be in range of [{}, {}], but got {d})", -n, n - 1);
         return Err(Error::at(caller, ErrorKind::Index, op, message));
     }
     Ok(if d < 0 { d + n } else { d } as usize)

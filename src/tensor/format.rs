@@ -114,8 +114,7 @@ fn body(shape: &[usize], values: Values<'_>, options: &PrintOptions) -> String {
         Values::Int(all) => all.len(),
         Values::Float(all) => all.len(),
     };
-    let dims =
-        shown(shape, options).unwrap_or_else(|| shape.iter().map(|&size| whole(size)).collect());
+    let dims = shown(shape, options).unwrap_or_else(|| shape.iter().map(|&size| whole(size)).collect());
     let offsets = if given == count(dims.iter().map(|[head, tail]| head.len() + tail.len())) {
         None
     } else if given == count(shape.iter().copied()) {
@@ -131,12 +130,8 @@ fn body(shape: &[usize], values: Values<'_>, options: &PrintOptions) -> String {
         Values::Int(all) => exact_cells(&pick(all, offsets), |v| v.to_string()),
         Values::Float(all) => float_cells(&pick(all, offsets), options),
     };
-    let mut writer = Writer {
-        text: String::new(),
-        cells: cells.into_iter(),
-        width,
-        line_width: options.line_width,
-    };
+    let mut writer =
+        Writer { text: String::new(), cells: cells.into_iter(), width, line_width: options.line_width };
     writer.write(&dims, PREFIX.len());
     writer.text
 }
@@ -178,8 +173,7 @@ fn float_cells(values: &[f64], options: &PrintOptions) -> (Vec<String>, usize) {
     // Zero and the non-finite take part neither in the choice of style nor in the width.
     let telling: Vec<f64> =
         values.iter().copied().filter(|value| value.is_finite() && *value != 0.0).collect();
-    let plain =
-        if telling.iter().all(|value| value.fract() == 0.0) { Style::Whole } else { Style::Fixed };
+    let plain = if telling.iter().all(|value| value.fract() == 0.0) { Style::Whole } else { Style::Fixed };
     let min = telling.iter().fold(f64::INFINITY, |min, value| min.min(value.abs()));
     let max = telling.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
     let scientific = options.sci_mode.unwrap_or(max / min > 1000.0 || max > 1e8 || min < 1e-4);

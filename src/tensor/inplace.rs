@@ -112,8 +112,11 @@ impl Tensor {
         if self.dtype() != value.dtype() {
             // A wider category does not fit; within one it is converted.
             if value.dtype().is_float() && !self.dtype().is_float() {
-                let message =
-                    format!("result type {} can't be cast to the desired output type {}", value.dtype(), self.dtype());
+                let message = format!(
+                    "result type {} can't be cast to the desired output type {}",
+                    value.dtype(),
+                    self.dtype()
+                );
                 return fail(ErrorKind::DType, message);
             }
         }
@@ -130,7 +133,8 @@ impl Tensor {
                 return fail(ErrorKind::Autograd, message.into());
             }
             if base.as_ref().is_some_and(leaf) {
-                let message = "a view of a leaf Variable that requires grad is being used in an in-place operation.";
+                let message =
+                    "a view of a leaf Variable that requires grad is being used in an in-place operation.";
                 return fail(ErrorKind::Autograd, message.into());
             }
         }

@@ -24,8 +24,9 @@ mod operators;
 mod print;
 mod read;
 
-pub use create::{default_device, set_default_device,
-    IntoData, Options, arange, empty, eye, full, linspace, ones, options, rand, randint, randn, tensor, zeros,
+pub use create::{
+    IntoData, Options, arange, default_device, empty, eye, full, linspace, ones, options, rand, randint,
+    randn, set_default_device, tensor, zeros,
 };
 pub use dims::{IntoDims, IntoShape};
 pub use format::PrintOptions;
@@ -124,9 +125,12 @@ impl Tensor {
         if crate::autograd::is_grad_enabled()
             && let Some(edge) = self.gradient_edge()
         {
-            out.link(name, caller, smallvec![Some(edge)], Box::new(move |_, g| {
-                smallvec![g[0].as_ref().map(&formula)]
-            }));
+            out.link(
+                name,
+                caller,
+                smallvec![Some(edge)],
+                Box::new(move |_, g| smallvec![g[0].as_ref().map(&formula)]),
+            );
         }
         out
     }
@@ -338,9 +342,10 @@ impl Tensor {
         if !self.requires_grad() {
             let message = "can't retain_grad on Tensor that has requires_grad=False";
             let caller = Location::caller();
-            return Tensor::invalid(self.error().unwrap_or_else(|| {
-                Error::at(caller, ErrorKind::Autograd, "retain_grad", message)
-            }));
+            return Tensor::invalid(
+                self.error()
+                    .unwrap_or_else(|| Error::at(caller, ErrorKind::Autograd, "retain_grad", message)),
+            );
         }
         let mut meta = self.meta();
         if let Some(edge) = meta.grad_fn.clone()
@@ -404,8 +409,13 @@ impl Tensor {
         };
         let Some(edge) = base.gradient_edge() else { return };
         let (shape, layout) = (base.layout().shape.clone(), self.layout().clone());
-        self.link("AsStridedBackward0", Location::caller(), smallvec![Some(edge)], Box::new(move |_, g| {
-            smallvec![g[0].as_ref().map(|g| crate::ops::views::scatter_strided(g, &shape, &layout))]
-        }));
+        self.link(
+            "AsStridedBackward0",
+            Location::caller(),
+            smallvec![Some(edge)],
+            Box::new(move |_, g| {
+                smallvec![g[0].as_ref().map(|g| crate::ops::views::scatter_strided(g, &shape, &layout))]
+            }),
+        );
     }
 }

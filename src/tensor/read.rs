@@ -78,7 +78,8 @@ impl Tensor {
         match self.to_vec::<T>()?[..] {
             [value] => Ok(value),
             _ => {
-                let message = format!("a Tensor with {} elements cannot be converted to Scalar", self.numel());
+                let message =
+                    format!("a Tensor with {} elements cannot be converted to Scalar", self.numel());
                 Err(Error::at(caller, ErrorKind::Shape, "item", message))
             }
         }
@@ -91,7 +92,8 @@ impl Tensor {
         if T::DTYPE == self.dtype() {
             return Ok(());
         }
-        let message = format!("the tensor is {}, not {}: convert it with .to({:?})", self.dtype(), T::DTYPE, T::DTYPE);
+        let message =
+            format!("the tensor is {}, not {}: convert it with .to({:?})", self.dtype(), T::DTYPE, T::DTYPE);
         Err(Error::at(caller, ErrorKind::DType, op, message))
     }
 }

@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-
 use crate::backend::Memory;
 
 /// Cache line, and the widest vector.

@@ -11,8 +11,8 @@ pub mod math;
 mod memory;
 pub mod number;
 mod parallel;
-mod plan;
 pub mod philox;
+mod plan;
 mod reduce;
 pub mod simd;
 #[cfg(test)]
@@ -131,7 +131,8 @@ impl Cpu {
         }
         if report::level() > 0 {
             let all = recording.commands.len();
-            let dispatches = recording.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
+            let dispatches =
+                recording.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
             eprintln!("{}", report::run_line("cpu", dispatches, all - dispatches, 0, Duration::ZERO));
             timings.iter().flatten().for_each(|t| eprintln!("{}", t.line()));
         }
