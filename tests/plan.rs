@@ -164,8 +164,10 @@ fn random_numbers_differ_under_one_plan() {
 #[test]
 fn an_optimizer_step_is_few_dispatches() {
     let d = device();
-    let params: Vec<Tensor> =
-        [[16, 8], [1, 16], [16, 16], [1, 16], [4, 16], [1, 4]].iter().map(|s| ready(&d, &s[..]).requires_grad_(true)).collect();
+    let params: Vec<Tensor> = [[16, 8], [1, 16], [16, 16], [1, 16], [4, 16], [1, 4]]
+        .iter()
+        .map(|s| ready(&d, &s[..]).requires_grad_(true))
+        .collect();
     let mut optimizer = SGD::new(params.clone(), 0.1);
     let gradients = || {
         for p in &params {

@@ -35,11 +35,7 @@ impl Owned {
                     head.contains(&index) || tail.contains(&index)
                 })
             };
-            all.iter()
-                .enumerate()
-                .filter(|(at, _)| is_shown(*at))
-                .map(|(_, &value)| value)
-                .collect()
+            all.iter().enumerate().filter(|(at, _)| is_shown(*at)).map(|(_, &value)| value).collect()
         }
         match self {
             Owned::Bool(all) => Owned::Bool(keep(all, shape, dims)),
@@ -83,16 +79,12 @@ impl<'a> Case<'a> {
         let (source, rest) = self.source;
         let numel = self.shape.iter().product();
         let states = || {
-            std::iter::successors(Some(1u32), |s| {
-                Some(s.wrapping_mul(1664525).wrapping_add(1013904223))
-            })
-            .skip(1)
-            .take(numel)
+            std::iter::successors(Some(1u32), |s| Some(s.wrapping_mul(1664525).wrapping_add(1013904223)))
+                .skip(1)
+                .take(numel)
         };
         match (self.kind, source) {
-            ("bool", "values") => {
-                Owned::Bool(numbers::<u8>(rest).iter().map(|&bit| bit == 1).collect())
-            }
+            ("bool", "values") => Owned::Bool(numbers::<u8>(rest).iter().map(|&bit| bit == 1).collect()),
             ("bool", "lcg") => Owned::Bool(states().map(|s| s >> 31 == 1).collect()),
             ("int", "values") => Owned::Int(numbers(rest)),
             ("int", "affine") => {
@@ -105,16 +97,11 @@ impl<'a> Case<'a> {
             }
             (kind @ ("f32" | "f64"), _) => {
                 let exact: Vec<f64> = match (source, numbers::<f64>(rest).as_slice()) {
-                    ("affine", [start, step]) => {
-                        (0..numel).map(|i| start + i as f64 * step).collect()
-                    }
-                    ("lcg", [n]) => {
-                        states().map(|s| (f64::from(s) / 2f64.powi(32) - 0.5) * n).collect()
-                    }
+                    ("affine", [start, step]) => (0..numel).map(|i| start + i as f64 * step).collect(),
+                    ("lcg", [n]) => states().map(|s| (f64::from(s) / 2f64.powi(32) - 0.5) * n).collect(),
                     (_, values) => values.to_vec(),
                 };
-                let round =
-                    |value: f64| if kind == "f32" { f64::from(value as f32) } else { value };
+                let round = |value: f64| if kind == "f32" { f64::from(value as f32) } else { value };
                 Owned::Float(exact.into_iter().map(round).collect())
             }
             other => panic!("unknown values: {other:?}"),
@@ -211,11 +198,17 @@ fn tensors_print_what_they_hold() {
     for device in devices() {
         let o = || options().device(&device);
         let print = |t: &Tensor| t.to_string().replace(", device='gpu:0'", "");
-        assert_eq!(print(&o().tensor([1, -20])), "tensor([  1, -20], dtype=int32)".replace(", dtype=int32", ""));
+        assert_eq!(
+            print(&o().tensor([1, -20])),
+            "tensor([  1, -20], dtype=int32)".replace(", dtype=int32", "")
+        );
         assert_eq!(print(&o().tensor([true, false])), "tensor([ True, False])");
         assert_eq!(print(&o().tensor(2.5)), "tensor(2.5000)");
         assert_eq!(print(&o().tensor([f32::NAN, f32::INFINITY, 1.0])), "tensor([nan, inf, 1.])");
-        assert_eq!(print(&o().tensor([[1e-8, 1.0], [1e8, -0.0]])), "tensor([[1.0000e-08, 1.0000e+00],\n        [1.0000e+08, -0.0000e+00]])");
+        assert_eq!(
+            print(&o().tensor([[1e-8, 1.0], [1e8, -0.0]])),
+            "tensor([[1.0000e-08, 1.0000e+00],\n        [1.0000e+08, -0.0000e+00]])"
+        );
         assert_eq!(print(&o().zeros([0, 3])), "tensor([], size=(0, 3))");
         assert_eq!(print(&o().dtype(I32).zeros(0)), "tensor([], dtype=int32)");
         let x = o().requires_grad(true).tensor([1.0, 2.0]);
@@ -236,7 +229,10 @@ fn tensors_print_what_they_hold() {
         // Printing is not recorded, and what is invalid says why.
         assert!(x.grad_fn().is_none());
         let bad = o().ones([2, 3]).matmul(&o().ones([2, 3]));
-        assert!(bad.to_string().starts_with("tensor(<invalid: matmul: shapes [2, 3] and [2, 3] cannot be multiplied"));
+        assert!(
+            bad.to_string()
+                .starts_with("tensor(<invalid: matmul: shapes [2, 3] and [2, 3] cannot be multiplied")
+        );
         assert!(format!("{bad:?}").contains("print.rs"));
     }
     let doubles = options().device(cpu()).dtype(F64).tensor([1.0, 0.5]);

@@ -133,7 +133,10 @@ fn calculating_gradients() {
             model_output.backward().unwrap();
             printed.push(print(&grad(&weights)));
         }
-        assert_eq!(printed, ["tensor([3., 3., 3., 3.])", "tensor([6., 6., 6., 6.])", "tensor([9., 9., 9., 9.])"]);
+        assert_eq!(
+            printed,
+            ["tensor([3., 3., 3., 3.])", "tensor([6., 6., 6., 6.])", "tensor([9., 9., 9., 9.])"]
+        );
 
         // In [12]
         let weights = torch().ones(4);
@@ -255,7 +258,8 @@ fn gradient_descent() {
         let dot = |i: usize, j: usize| (0..n_objects).map(|r| x[r * 2 + i] * x[r * 2 + j]).sum::<f64>();
         let by = |i: usize| (0..n_objects).map(|r| x[r * 2 + i] * y[r]).sum::<f64>();
         let det = dot(0, 0) * dot(1, 1) - dot(0, 1) * dot(0, 1);
-        let best = [(by(0) * dot(1, 1) - by(1) * dot(0, 1)) / det, (by(1) * dot(0, 0) - by(0) * dot(0, 1)) / det];
+        let best =
+            [(by(0) * dot(1, 1) - by(1) * dot(0, 1)) / det, (by(1) * dot(0, 0) - by(0) * dot(0, 1)) / det];
         assert_close(&w, &best, 1e-4, "least squares");
     }
 }

@@ -37,7 +37,8 @@ fn views_share_storage_and_copies_do_not() {
             x.to(&device),
         ];
         assert!(views.iter().all(|v| v.shares_storage(&x)));
-        let copies = [x.clone_data(), x.t().reshape(-1), x.t().contiguous(), x.to(F32), &x + 0, cat(&[&x], 0)];
+        let copies =
+            [x.clone_data(), x.t().reshape(-1), x.t().contiguous(), x.to(F32), &x + 0, cat(&[&x], 0)];
         assert!(copies.iter().all(|c| !c.shares_storage(&x)));
         assert_eq!((x.t().strides(), x.i(1).storage_offset()), (&[1, 3][..], 3));
         assert!(x.clone().is_same(&x) && !x.detach().is_same(&x));
@@ -134,7 +135,9 @@ fn overlapping_views_cannot_be_written() {
     for device in devices() {
         let x = options().device(&device).ones([1, 3]);
         let wide = x.expand([4, 3]);
-        for out in [wide.add_(1), wide.fill_(2), wide.copy_(&options().device(&device).ones([4, 3])), wide.mul_(2)] {
+        for out in
+            [wide.add_(1), wide.fill_(2), wide.copy_(&options().device(&device).ones([4, 3])), wide.mul_(2)]
+        {
             let error = out.error().unwrap();
             assert!(error.message().contains("more than one element of the written-to tensor"), "{error}");
             assert!(error.caller().file().ends_with("views.rs"));

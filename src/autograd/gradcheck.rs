@@ -65,13 +65,22 @@ pub fn gradgradcheck_with(f: impl Fn(&[Tensor]) -> Tensor, inputs: &[&Tensor], h
     out.check()?;
     // Any gradient of the output will do, as long as its entries differ.
     let start: Vec<f64> = (0..out.numel()).map(|i| 0.25 + (i * 7 % 11) as f64 / 8.0).collect();
-    let start = options().device(out.device()).dtype(out.dtype()).requires_grad(true).from_slice(&start, out.shape());
+    let start =
+        options().device(out.device()).dtype(out.dtype()).requires_grad(true).from_slice(&start, out.shape());
     let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].requires_grad()).collect();
     let gradients = |all: &[Tensor]| {
-        let Some((start, x)) = all.split_last() else { return Tensor::invalid(nothing("gradgradcheck", caller)) };
+        let Some((start, x)) = all.split_last() else {
+            return Tensor::invalid(nothing("gradgradcheck", caller));
+        };
         // Under finite differences the inputs are plain values, and their gradients are asked for all the same.
         let leaves: Vec<Tensor> = (x.iter().enumerate())
-            .map(|(i, t)| if wanted.contains(&i) && !t.requires_grad() { t.detach().requires_grad_(true) } else { t.clone() })
+            .map(|(i, t)| {
+                if wanted.contains(&i) && !t.requires_grad() {
+                    t.detach().requires_grad_(true)
+                } else {
+                    t.clone()
+                }
+            })
             .collect();
         let y = enable_grad(|| f(&leaves));
         let targets: Vec<&Tensor> = wanted.iter().map(|&i| &leaves[i]).collect();
@@ -112,10 +121,12 @@ fn check(
     let out = enable_grad(|| f(&leaves));
     out.check()?;
     if !out.dtype().is_float() {
-        let message = format!("expects a function with a floating point result, and this one's is {}", out.dtype());
+        let message =
+            format!("expects a function with a floating point result, and this one's is {}", out.dtype());
         return Err(Error::at(caller, ErrorKind::DType, op, message));
     }
-    let targets: Vec<(usize, &Tensor)> = leaves.iter().enumerate().filter(|(_, t)| t.requires_grad()).collect();
+    let targets: Vec<(usize, &Tensor)> =
+        leaves.iter().enumerate().filter(|(_, t)| t.requires_grad()).collect();
     let by_backward = analytical(&out, &targets, op, caller)?;
     for (&(i, leaf), jacobian) in targets.iter().zip(&by_backward) {
         let values = leaf.to_f64_vec()?;
@@ -123,7 +134,8 @@ fn check(
             let moved = |by: f64| -> Result<Vec<f64>> {
                 let mut values = values.clone();
                 values[entry] += by;
-                let there = options().device(leaf.device()).dtype(leaf.dtype()).from_slice(&values, leaf.shape());
+                let there =
+                    options().device(leaf.device()).dtype(leaf.dtype()).from_slice(&values, leaf.shape());
                 let mut inputs: Vec<Tensor> = leaves.iter().map(Tensor::detach).collect();
                 inputs[i] = there;
                 no_grad(|| f(&inputs)).to_f64_vec()
@@ -139,7 +151,11 @@ fn check(
                          numerical {numerical}, analytical {analytical}{}",
                         place(k, out.shape()),
                         place(entry, leaf.shape()),
-                        if leaf.dtype() == F64 { "" } else { " (the input is not float64, so the former is inexact)" }
+                        if leaf.dtype() == F64 {
+                            ""
+                        } else {
+                            " (the input is not float64, so the former is inexact)"
+                        }
                     );
                     return Err(Error::at(caller, ErrorKind::Autograd, op, message));
                 }
@@ -169,7 +185,9 @@ fn analytical(
         let one = options().device(out.device()).dtype(out.dtype()).from_slice(&one, out.shape());
         let how = Backward::new().gradient(&one).retain_graph(true);
         let leaves: Vec<&Tensor> = targets.iter().map(|&(_, t)| t).collect();
-        for ((g, rows), (_, t)) in grad_where_used(&[out], &leaves, how, op, caller)?.into_iter().zip(&mut rows).zip(targets) {
+        for ((g, rows), (_, t)) in
+            grad_where_used(&[out], &leaves, how, op, caller)?.into_iter().zip(&mut rows).zip(targets)
+        {
             rows.push(match g {
                 Some(g) => g.to_f64_vec()?,
                 None => vec![0.0; t.numel()],

@@ -97,7 +97,13 @@ pub struct Bad {
 /// All tests by op.
 pub fn all() -> Vec<OpInfo> {
     let mut ops: BTreeMap<String, OpInfo> = BTreeMap::new();
-    let groups = [elementwise::samples(), reductions::samples(), linear::samples(), indexing::samples(), views::samples()];
+    let groups = [
+        elementwise::samples(),
+        reductions::samples(),
+        linear::samples(),
+        indexing::samples(),
+        views::samples(),
+    ];
     for sample in groups.into_iter().flatten() {
         ops.entry(sample.op.clone()).or_default().samples.push(sample);
     }
@@ -267,7 +273,8 @@ impl Input {
 
     fn tensor(&self, device: &Device, float: DType) -> Tensor {
         let dtype = if self.dtype.is_float() { float } else { self.dtype };
-        let make = |values: &[f64], shape: &[usize]| options().device(device).dtype(dtype).from_slice(values, shape);
+        let make =
+            |values: &[f64], shape: &[usize]| options().device(device).dtype(dtype).from_slice(values, shape);
         let plain = || make(&self.values, &self.shape);
         let rank = self.shape.len();
         let laid = match self.lie {
@@ -275,7 +282,9 @@ impl Input {
             Lie::Plain => plain(),
             Lie::Transposed => {
                 let reversed: Vec<usize> = (0..rank).rev().collect();
-                crate::autograd::no_grad(|| plain().permute(&reversed[..]).clone_data().permute(&reversed[..]))
+                crate::autograd::no_grad(|| {
+                    plain().permute(&reversed[..]).clone_data().permute(&reversed[..])
+                })
             }
             Lie::Strided => {
                 // What lies between must not matter.

@@ -15,7 +15,8 @@ fn bad_inputs_are_refused() {
     let mut failures = Failures::default();
     for device in devices() {
         for bad in &bad {
-            let mut fail = |what: String| failures.add(format!("{} (bad.rs:{}) on {device}: {what}", bad.op, bad.line));
+            let mut fail =
+                |what: String| failures.add(format!("{} (bad.rs:{}) on {device}: {what}", bad.op, bad.line));
             let out = (bad.run)(&device);
             let Some(error) = out.error() else {
                 fail(format!("accepted, and made {:?}", out.shape()));

@@ -152,7 +152,11 @@ impl World {
                 let (name, f, g) = ops[kind as usize % 4];
                 self.put(format!("{name} t{i}"), x.map(numeric(x.dtype), f), move |t| g(&as_is(&t[i])));
             }
-            9 => self.put(format!("t{i} * {number}"), x.map(numeric(x.dtype), |v| v * number as f64), move |t| as_is(&t[i]) * number),
+            9 => self.put(
+                format!("t{i} * {number}"),
+                x.map(numeric(x.dtype), |v| v * number as f64),
+                move |t| as_is(&t[i]) * number,
+            ),
             10 => {
                 if let Some(model) = x.zip(&y, Bool, |a, b| f64::from(u8::from(a > b))) {
                     self.put(format!("t{i} > t{j}"), model, move |t| t[i].gt(&t[j]));
@@ -166,7 +170,9 @@ impl World {
                     let (m, v) = (mask.expand(&shape), y.expand(&shape));
                     let model = m.zip(&v, numbers, |m, v| if m != 0.0 { v } else { number as f64 });
                     let Some(model) = model else { return };
-                    self.put(format!("where(t{i} >= 1, t{j}, {number})"), model, move |t| as_is(&t[j]).where_(&t[i].ge(1), number));
+                    self.put(format!("where(t{i} >= 1, t{j}, {number})"), model, move |t| {
+                        as_is(&t[j]).where_(&t[i].ge(1), number)
+                    });
                 }
             }
             12 => {
@@ -176,20 +182,26 @@ impl World {
             }
             13 if rank > 1 => {
                 let other = d as usize % rank;
-                self.view(format!("t{i}.transpose({dim}, {other})"), x.transpose(dim, other), move |t| t[i].transpose(dim as i64, other as i64));
+                self.view(format!("t{i}.transpose({dim}, {other})"), x.transpose(dim, other), move |t| {
+                    t[i].transpose(dim as i64, other as i64)
+                });
             }
             14 | 15 if rank > 0 && x.shape[dim] > 1 => {
                 let size = x.shape[dim];
                 let start = d as usize % size;
                 let step = 1 + e as usize % 2;
                 let len = (size - start).div_ceil(step);
-                self.view(format!("t{i}.slice({dim}, {start}.., {step})"), x.slice(dim, start, len, step), move |t| {
-                    t[i].slice(dim as i64, start as i64, size as i64, step as i64)
-                });
+                self.view(
+                    format!("t{i}.slice({dim}, {start}.., {step})"),
+                    x.slice(dim, start, len, step),
+                    move |t| t[i].slice(dim as i64, start as i64, size as i64, step as i64),
+                );
             }
             16 if rank > 0 => {
                 let at = d as usize % x.shape[dim];
-                self.view(format!("t{i}.select({dim}, {at})"), x.select(dim, at), move |t| t[i].select(dim as i64, at as i64));
+                self.view(format!("t{i}.select({dim}, {at})"), x.select(dim, at), move |t| {
+                    t[i].select(dim as i64, at as i64)
+                });
             }
             17 if rank < 4 => {
                 let d = c % (rank + 1);
@@ -217,7 +229,9 @@ impl World {
                     Some(one) if d % 2 == 0 => shape[one] = 3,
                     _ => shape.insert(0, 2),
                 }
-                self.view(format!("t{i}.expand({shape:?})"), x.expand(&shape), move |t| t[i].expand(&shape[..]));
+                self.view(format!("t{i}.expand({shape:?})"), x.expand(&shape), move |t| {
+                    t[i].expand(&shape[..])
+                });
             }
             20 | 21 if rank > 0 => {
                 let model = x.reduce(dim, numeric(x.dtype), |a, b| a + b);
@@ -234,11 +248,15 @@ impl World {
                 self.put(format!("t{i}.sum()"), model, move |t| t[i].sum());
             }
             24 => {
-                let fits = y.shape.len() == rank && rank > 0 && (0..rank).all(|k| k == dim || x.shape[k] == y.shape[k]);
+                let fits = y.shape.len() == rank
+                    && rank > 0
+                    && (0..rank).all(|k| k == dim || x.shape[k] == y.shape[k]);
                 let (j, y) = if fits { (j, y) } else { (i, x.clone()) };
                 if rank > 0 && x.shape[dim] < 12 {
                     let model = x.cat(&y, dim, x.dtype.promote(y.dtype));
-                    self.put(format!("cat(t{i}, t{j}, {dim})"), model, move |t| cat(&[&t[i], &t[j]], dim as i64));
+                    self.put(format!("cat(t{i}, t{j}, {dim})"), model, move |t| {
+                        cat(&[&t[i], &t[j]], dim as i64)
+                    });
                 }
             }
             25 if rank == 2 => {
@@ -251,7 +269,8 @@ impl World {
                 });
             }
             26 if rank > 0 && x.dtype != Bool => {
-                let index: Vec<usize> = [c, d as usize, e as usize].iter().map(|v| v % x.shape[dim]).collect();
+                let index: Vec<usize> =
+                    [c, d as usize, e as usize].iter().map(|v| v % x.shape[dim]).collect();
                 let model = x.index_select(dim, &index);
                 let index: Vec<i32> = index.into_iter().map(|v| v as i32).collect();
                 self.put(format!("t{i}.index_select({dim}, {index:?})"), model, move |t| {

@@ -87,7 +87,8 @@ fn describe(sample: &Sample) -> String {
 }
 
 fn compare(sample: &Sample, golden: &Golden, device: &Device, float: DType, failures: &mut Failures) {
-    let mut fail = |what: String| failures.add(format!("{} on {device} in {float}: {what}", describe(sample)));
+    let mut fail =
+        |what: String| failures.add(format!("{} on {device} in {float}: {what}", describe(sample)));
     let inputs = sample.tensors(device, float);
     let out = (sample.run)(&inputs);
     if let Err(error) = out.check() {
@@ -156,7 +157,11 @@ fn check_all(device: &Device, float: DType) {
         }
         match goldens.get(&sample.key()) {
             Some(golden) => compare(sample, golden, device, float, &mut failures),
-            None => failures.add(format!("no golden for {} (key {:x}): run make.py", describe(sample), sample.key())),
+            None => failures.add(format!(
+                "no golden for {} (key {:x}): run make.py",
+                describe(sample),
+                sample.key()
+            )),
         }
     }
     failures.finish(samples.len());
@@ -198,7 +203,8 @@ fn every_op_has_samples() {
         let name = line.split(['(', '<']).next().unwrap();
         let returns_tensor = line.contains("&self") && line.ends_with("-> Tensor {");
         // A method shows up as a call in some sample.
-        if returns_tensor && !sources.contains(&format!(".{name}(")) && !known.contains(&format!(" {name} ")) {
+        if returns_tensor && !sources.contains(&format!(".{name}(")) && !known.contains(&format!(" {name} "))
+        {
             missing.push(name.to_string());
         }
     }

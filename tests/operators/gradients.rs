@@ -21,7 +21,11 @@ fn check(what: fn(&Sample, &[&Tensor]) -> wgrad::Result<()>) {
     for sample in &samples {
         let inputs = sample.tensors(device, F64);
         if let Err(error) = what(sample, &inputs.iter().collect::<Vec<_>>()) {
-            failures.add(format!("{} of {:?}: {error}", sample.expression, sample.inputs.iter().map(|i| (&i.shape, i.lie)).collect::<Vec<_>>()));
+            failures.add(format!(
+                "{} of {:?}: {error}",
+                sample.expression,
+                sample.inputs.iter().map(|i| (&i.shape, i.lie)).collect::<Vec<_>>()
+            ));
         }
     }
     failures.finish(samples.len());

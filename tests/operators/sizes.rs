@@ -21,7 +21,10 @@ fn sums_of_many_ones_are_exact() {
         for (shape, dim) in [([3, 70_001], 1), ([70_001, 3], 0), ([70_001, 3], 1)] {
             let t = o.ones(shape).sum_dim(dim, false);
             let want = shape[dim as usize] as f32;
-            assert!(t.to_vec::<f32>().unwrap().iter().all(|&v| v == want), "{shape:?} over {dim} on {device}");
+            assert!(
+                t.to_vec::<f32>().unwrap().iter().all(|&v| v == want),
+                "{shape:?} over {dim} on {device}"
+            );
         }
         assert_eq!(o.ones([2, 70_001, 2]).amax(1, false).to_vec::<f32>().unwrap(), [1.0; 4]);
         assert_eq!(o.ones(1 << 20).mean().item::<f32>().unwrap(), 1.0);
@@ -86,7 +89,16 @@ fn matrix_products_of_odd_sizes_agree() {
         // Whole numbers, so that every product is exact.
         (options().device(d).arange(0, (r * c) as i64, 1) * k).to(F32).reshape([r, c]).sin().round()
     };
-    for (m, k, n) in [(1, 1, 1), (7, 9, 5), (17, 33, 65), (64, 64, 64), (65, 63, 66), (128, 200, 31), (1, 300, 257), (257, 300, 1)] {
+    for (m, k, n) in [
+        (1, 1, 1),
+        (7, 9, 5),
+        (17, 33, 65),
+        (64, 64, 64),
+        (65, 63, 66),
+        (128, 200, 31),
+        (1, 300, 257),
+        (257, 300, 1),
+    ] {
         let reference = |a: &[f32], b: &[f32]| -> Vec<f32> {
             (0..m * n).map(|i| (0..k).map(|j| a[i / n * k + j] * b[j * n + i % n]).sum()).collect()
         };
@@ -97,7 +109,10 @@ fn matrix_products_of_odd_sizes_agree() {
             let (at, bt) = (a.t().clone_data().t(), b.t().clone_data().t());
             assert_eq!(at.matmul(&bt).to_vec::<f32>().unwrap(), want, "transposed {m}x{k}x{n} on {device}");
             let both = (at.matmul(&b) + 1.0).relu().to_vec::<f32>().unwrap();
-            assert!(both.iter().zip(&want).all(|(g, w)| *g == (w + 1.0).max(0.0)), "fused {m}x{k}x{n} on {device}");
+            assert!(
+                both.iter().zip(&want).all(|(g, w)| *g == (w + 1.0).max(0.0)),
+                "fused {m}x{k}x{n} on {device}"
+            );
         }
     }
 }

@@ -22,7 +22,8 @@ fn run(steps: &[Step], inputs: &[Tensor], at_once: bool, log: &mut Vec<String>) 
         let (along, size) = (dim as i64, x.size(dim as i64));
         let broadcasts = broadcast(x.shape(), y.shape());
         let index = |n: usize, m: usize| {
-            let list: Vec<i32> = (0..n).map(|k| ((d as usize + k * (1 + e as usize % 3)) % m.max(1)) as i32).collect();
+            let list: Vec<i32> =
+                (0..n).map(|k| ((d as usize + k * (1 + e as usize % 3)) % m.max(1)) as i32).collect();
             options().device(x.device()).tensor(list)
         };
         let (name, out) = match kind % 34 {
@@ -41,7 +42,9 @@ fn run(steps: &[Step], inputs: &[Tensor], at_once: bool, log: &mut Vec<String>) 
             13 if rank > 0 && size > 1 => ("var", x.var(along, 1.0, false).tanh()),
             14 if rank > 0 => ("prod", x.prod_dim(along, false).tanh()),
             15 if rank > 1 => ("transpose", x.transpose(along, d as i64 % rank as i64)),
-            16 | 17 if size > 1 => ("slice", x.slice(along, (d as usize % size) as i64, size as i64, 1 + i64::from(e % 2))),
+            16 | 17 if size > 1 => {
+                ("slice", x.slice(along, (d as usize % size) as i64, size as i64, 1 + i64::from(e % 2)))
+            }
             18 if rank > 0 => ("select", x.select(along, (d as usize % size) as i64)),
             19 => ("reshape", x.reshape(-1)),
             20 if rank < 3 => ("unsqueeze", x.unsqueeze(d as i64 % (rank as i64 + 1))),
@@ -54,7 +57,9 @@ fn run(steps: &[Step], inputs: &[Tensor], at_once: bool, log: &mut Vec<String>) 
             23 if rank == 2 => ("matmul", x.matmul(&x.t()).tanh()),
             24 if rank == 2 && y.dim() == 2 && x.size(1) == y.size(0) => ("matmul", x.matmul(y).tanh()),
             25 if rank > 0 => ("index_select", x.index_select(along, &index(3, size))),
-            26 if rank == 1 => ("scatter_add", x.scatter_add(0, &index(3, size), &x.new_ones(3).mul(x.sum())).tanh()),
+            26 if rank == 1 => {
+                ("scatter_add", x.scatter_add(0, &index(3, size), &x.new_ones(3).mul(x.sum())).tanh())
+            }
             27 if rank == 2 => ("cross_entropy", x.cross_entropy(&index(x.size(0), x.size(1))) * 0.5),
             // Writes. A view that overlaps refuses, and leaves things as they are.
             28 if broadcasts.as_deref() == Some(x.shape()) => {
@@ -135,7 +140,8 @@ fn gradients_of_random_programs() {
         let refs: Vec<&Tensor> = x.iter().collect();
         if let Err(error) = gradcheck(|x| run(&steps, x, false, &mut vec![]), &refs) {
             // The shortest beginning that is wrong.
-            let n = (1..=steps.len()).find(|&n| gradcheck(|x| run(&steps[..n], x, false, &mut vec![]), &refs).is_err());
+            let n = (1..=steps.len())
+                .find(|&n| gradcheck(|x| run(&steps[..n], x, false, &mut vec![]), &refs).is_err());
             let n = n.unwrap_or(steps.len());
             let mut log = vec![];
             run(&steps[..n], &x, false, &mut log);

@@ -51,7 +51,8 @@ fn of_row(row: &'static Elementwise) -> Vec<Sample> {
     let operands = |shapes: [&[usize]; 3], lies: [Lie; 3]| -> Vec<Input> {
         (0..n)
             .map(|i| {
-                let input = if row.op.mask_first && i == 0 { bools(shapes[i]) } else { floats(shapes[i], domain) };
+                let input =
+                    if row.op.mask_first && i == 0 { bools(shapes[i]) } else { floats(shapes[i], domain) };
                 input.lie(lies[i])
             })
             .collect()
@@ -147,7 +148,9 @@ fn of_specials(row: &'static Elementwise, names: &[&str]) -> Vec<Sample> {
             vec![given(&[list.len()], &list)]
         }
         2 if row.op.name != "fill" => vec![given(&[7, 1], &PAIRS), given(&[7], &PAIRS)],
-        3 if row.op.mask_first => vec![bools(&[3, 1]), given(&[7], &PAIRS), given(&[7], &PAIRS).map(|v| v + 1.0)],
+        3 if row.op.mask_first => {
+            vec![bools(&[3, 1]), given(&[7], &PAIRS), given(&[7], &PAIRS).map(|v| v + 1.0)]
+        }
         3 => vec![given(&[7], &PAIRS), given(&[1], &[-1.0]), given(&[], &[1.5])],
         _ => return vec![],
     };
@@ -167,15 +170,39 @@ fn with_numbers(row: &'static Elementwise, domain: Domain) -> Vec<Sample> {
     };
     let call = move |a: Arg, b: Arg| row.call(&[a, b]);
     let shape = &[2, 2][..];
-    add(format!("torch.{name}(x0, torch.tensor(1.75))"), floats(shape, domain), Box::new(move |x| call(x.into(), 1.75.into())));
-    add(format!("torch.{name}(x0, torch.tensor(3))"), floats(shape, domain), Box::new(move |x| call(x.into(), 3.into())));
-    add(format!("torch.{name}(torch.tensor(1.75), x0)"), floats(shape, domain), Box::new(move |x| call(1.75.into(), x.into())));
+    add(
+        format!("torch.{name}(x0, torch.tensor(1.75))"),
+        floats(shape, domain),
+        Box::new(move |x| call(x.into(), 1.75.into())),
+    );
+    add(
+        format!("torch.{name}(x0, torch.tensor(3))"),
+        floats(shape, domain),
+        Box::new(move |x| call(x.into(), 3.into())),
+    );
+    add(
+        format!("torch.{name}(torch.tensor(1.75), x0)"),
+        floats(shape, domain),
+        Box::new(move |x| call(1.75.into(), x.into())),
+    );
     let whole = ints(shape).map(|v| v.abs() + 1.0);
-    add(format!("torch.{name}(x0, torch.tensor(2))"), whole.clone(), Box::new(move |x| call(x.into(), 2.into())));
+    add(
+        format!("torch.{name}(x0, torch.tensor(2))"),
+        whole.clone(),
+        Box::new(move |x| call(x.into(), 2.into())),
+    );
     add(format!("torch.{name}(x0, torch.tensor(2.5))"), whole, Box::new(move |x| call(x.into(), 2.5.into())));
     if row.class == Class::Any {
-        add(format!("torch.{name}(x0, torch.tensor(2))"), bools(shape), Box::new(move |x| call(x.into(), 2.into())));
-        add(format!("torch.{name}(x0, torch.tensor(True))"), ints(shape), Box::new(move |x| call(x.into(), true.into())));
+        add(
+            format!("torch.{name}(x0, torch.tensor(2))"),
+            bools(shape),
+            Box::new(move |x| call(x.into(), 2.into())),
+        );
+        add(
+            format!("torch.{name}(x0, torch.tensor(True))"),
+            ints(shape),
+            Box::new(move |x| call(x.into(), true.into())),
+        );
     }
     out
 }
@@ -193,25 +220,76 @@ fn methods() -> Vec<Sample> {
         sample("pow", "x0 ** 0", vec![given(&[3], &[0.0, 1.0, -2.0])], |x| x[0].pow(0.0)),
         sample("pow", "x0 ** 1", vec![given(&[3], &[0.0, 1.0, -2.0])], |x| x[0].pow(1.0)),
         sample("pow", "x0 ** 2", vec![given(&[3], &[0.0, 1.0, -2.0])], |x| x[0].pow(2.0)),
-        sample("pow", "x0 ** x1", vec![given(&[4], &[0.0, 0.0, 2.0, 3.0]), given(&[4], &[0.0, 2.0, 0.0, 1.5])], |x| x[0].pow(&x[1])).kink(),
+        sample(
+            "pow",
+            "x0 ** x1",
+            vec![given(&[4], &[0.0, 0.0, 2.0, 3.0]), given(&[4], &[0.0, 2.0, 0.0, 1.5])],
+            |x| x[0].pow(&x[1]),
+        )
+        .kink(),
         sample("square", "torch.square(x0)", vec![real(s)], |x| x[0].square()),
         sample("relu", "torch.relu(x0)", vec![given(&[3], &[0.0, 1.0, -1.0])], |x| x[0].relu()).kink(),
         sample("abs", "torch.abs(x0)", vec![given(&[3], &[0.0, 1.0, -1.0])], |x| x[0].abs()).kink(),
-        sample("round", "torch.round(x0)", vec![given(&[6], &[0.5, 1.5, 2.5, -0.5, -1.5, 1e9])], |x| x[0].round()).kink(),
-        sample("maximum", "torch.maximum(x0, x1)", vec![given(&[3], &[1.0, 2.0, 3.0]), given(&[3], &[1.0, 3.0, 2.0])], |x| x[0].maximum(&x[1])).kink(),
-        sample("minimum", "torch.minimum(x0, x1)", vec![given(&[3], &[1.0, 2.0, 3.0]), given(&[3], &[1.0, 3.0, 2.0])], |x| x[0].minimum(&x[1])).kink(),
+        sample("round", "torch.round(x0)", vec![given(&[6], &[0.5, 1.5, 2.5, -0.5, -1.5, 1e9])], |x| {
+            x[0].round()
+        })
+        .kink(),
+        sample(
+            "maximum",
+            "torch.maximum(x0, x1)",
+            vec![given(&[3], &[1.0, 2.0, 3.0]), given(&[3], &[1.0, 3.0, 2.0])],
+            |x| x[0].maximum(&x[1]),
+        )
+        .kink(),
+        sample(
+            "minimum",
+            "torch.minimum(x0, x1)",
+            vec![given(&[3], &[1.0, 2.0, 3.0]), given(&[3], &[1.0, 3.0, 2.0])],
+            |x| x[0].minimum(&x[1]),
+        )
+        .kink(),
         sample("clamp", "torch.clamp(x0, -1, 1)", vec![real(&[3, 4])], |x| x[0].clamp(-1, 1)),
-        sample("clamp", "torch.clamp(x0, -1.0, 1.0)", vec![given(&[4], &[-1.0, 1.0, 0.0, 2.0])], |x| x[0].clamp(-1.0, 1.0)).kink(),
-        sample("clamp", "torch.clamp(x0, x1, x2)", vec![given(&[5], &[-1.0, 1.0, 0.0, 2.0, -3.0]), given(&[5], &[-1.0; 5]), given(&[5], &[1.0; 5])], |x| x[0].clamp(&x[1], &x[2])).kink(),
-        sample("clamp", "torch.clamp(x0, x1, x2)", vec![given(&[3], &[0.0, 1.5, 3.0]), given(&[3], &[2.0; 3]), given(&[3], &[1.0; 3])], |x| x[0].clamp(&x[1], &x[2])).kink(),
+        sample("clamp", "torch.clamp(x0, -1.0, 1.0)", vec![given(&[4], &[-1.0, 1.0, 0.0, 2.0])], |x| {
+            x[0].clamp(-1.0, 1.0)
+        })
+        .kink(),
+        sample(
+            "clamp",
+            "torch.clamp(x0, x1, x2)",
+            vec![given(&[5], &[-1.0, 1.0, 0.0, 2.0, -3.0]), given(&[5], &[-1.0; 5]), given(&[5], &[1.0; 5])],
+            |x| x[0].clamp(&x[1], &x[2]),
+        )
+        .kink(),
+        sample(
+            "clamp",
+            "torch.clamp(x0, x1, x2)",
+            vec![given(&[3], &[0.0, 1.5, 3.0]), given(&[3], &[2.0; 3]), given(&[3], &[1.0; 3])],
+            |x| x[0].clamp(&x[1], &x[2]),
+        )
+        .kink(),
         sample("clamp", "torch.clamp(x0, 1.0, -1.0)", vec![real(s)], |x| x[0].clamp(1.0, -1.0)),
         sample("clamp", "torch.clamp(x0, -1, 2)", vec![ints(s)], |x| x[0].clamp(-1, 2)),
         sample("nn.functional.gelu", "torch.nn.functional.gelu(x0)", vec![real(s)], |x| x[0].gelu()),
-        sample("nn.functional.gelu", "torch.nn.functional.gelu(x0, approximate='tanh')", vec![real(s)], |x| x[0].gelu_tanh()),
+        sample(
+            "nn.functional.gelu",
+            "torch.nn.functional.gelu(x0, approximate='tanh')",
+            vec![real(s)],
+            |x| x[0].gelu_tanh(),
+        ),
         sample("where", "torch.where(x1, x0, 0.5)", vec![real(s), bools(s)], |x| x[0].where_(&x[1], 0.5)),
-        sample("where", "torch.where(x1, x0, x2)", vec![ints(s), bools(&[3]), real(&[2, 1])], |x| x[0].where_(&x[1], &x[2])),
-        sample("where", "torch.where(x1, x0, x2)", vec![given(&[2], &[1.0, f64::NAN]), bools(&[2]).map(|_| 1.0), given(&[2], &[f64::NAN, 2.0])], |x| x[0].where_(&x[1], &x[2])).native(),
-        sample("neg", "5.0 * (x0 + 1.0) ** 2 - -x0 / 2", vec![real(s)], |x| 5.0 * (&x[0] + 1.0).pow(2.0) - -&x[0] / 2),
+        sample("where", "torch.where(x1, x0, x2)", vec![ints(s), bools(&[3]), real(&[2, 1])], |x| {
+            x[0].where_(&x[1], &x[2])
+        }),
+        sample(
+            "where",
+            "torch.where(x1, x0, x2)",
+            vec![given(&[2], &[1.0, f64::NAN]), bools(&[2]).map(|_| 1.0), given(&[2], &[f64::NAN, 2.0])],
+            |x| x[0].where_(&x[1], &x[2]),
+        )
+        .native(),
+        sample("neg", "5.0 * (x0 + 1.0) ** 2 - -x0 / 2", vec![real(s)], |x| {
+            5.0 * (&x[0] + 1.0).pow(2.0) - -&x[0] / 2
+        }),
         sample("sub", "1 - x0", vec![ints(s)], |x| 1 - &x[0]),
         sample("div", "1 / x0", vec![positive(s)], |x| 1.0 / &x[0]),
         sample("logical_not", "~x0", vec![bools(s)], |x| !&x[0]),
@@ -252,7 +330,10 @@ fn methods() -> Vec<Sample> {
         "copy" "x0.clone().copy_(x1)" (real(s), real(&[3])) |x| x[0].clone_data().copy_(&x[1]);
         "copy" "x0.clone().copy_(x1)" (real(s), ints(&[2, 1])) |x| x[0].clone_data().copy_(&x[1]);
     }
-    out.push(sample("copy", "x0.clone().copy_(x1)", vec![ints(s), real(s)], |x| x[0].clone_data().copy_(&x[1])).flat());
+    out.push(
+        sample("copy", "x0.clone().copy_(x1)", vec![ints(s), real(s)], |x| x[0].clone_data().copy_(&x[1]))
+            .flat(),
+    );
     let castable = given(&[6], &[0.0, 1.0, -1.75, 2.5, -0.0, 3.999]);
     for (name, dtype) in [("float32", F32), ("int32", I32), ("bool", Bool)] {
         let text = format!("x0.to(torch.{name})");

@@ -53,7 +53,8 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("sum", "torch.sum(x0)", vec![ints(s)], |x| x[0].sum()),
         sample("sum", "torch.sum(x0, dim=1)", vec![bools(s)], |x| x[0].sum_dim(1, false)),
         sample("sum", "torch.sum(x0 * x1 + 1)", vec![real(s), real(&[3])], |x| (&x[0] * &x[1] + 1).sum()),
-        sample("sum", "torch.sum(x0, dim=0)", vec![given(&[2, 3], &odd)], |x| x[0].sum_dim(0, false)).native(),
+        sample("sum", "torch.sum(x0, dim=0)", vec![given(&[2, 3], &odd)], |x| x[0].sum_dim(0, false))
+            .native(),
         sample("mean", "torch.mean(x0)", vec![real(s)], |x| x[0].mean()),
         sample("mean", "torch.mean(x0)", vec![real(&[0])], |x| x[0].mean()).flat(),
         sample("prod", "torch.prod(x0)", vec![real(s)], |x| x[0].prod()),
@@ -61,13 +62,28 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("prod", "torch.prod(x0)", vec![real(&[0])], |x| x[0].prod()),
         sample("prod", "torch.prod(x0)", vec![ints(s)], |x| x[0].prod()),
         sample("prod", "torch.prod(x0, dim=1)", vec![real(&[2, 5])], |x| x[0].prod_dim(1, false)),
-        sample("prod", "torch.prod(x0, dim=0, keepdim=True)", vec![real(&[3, 2]).lie(Lie::Transposed)], |x| x[0].prod_dim(0, true)),
-        sample("prod", "torch.prod(x0, dim=1)", vec![real(&[2, 3, 2]).lie(Lie::Strided)], |x| x[0].prod_dim(-2, false)),
-        sample("prod", "torch.prod(x0, dim=1)", vec![zeros(&[1.0, 0.0, 3.0, 0.0, 0.0, 2.0])], |x| x[0].prod_dim(1, false)),
+        sample(
+            "prod",
+            "torch.prod(x0, dim=0, keepdim=True)",
+            vec![real(&[3, 2]).lie(Lie::Transposed)],
+            |x| x[0].prod_dim(0, true),
+        ),
+        sample("prod", "torch.prod(x0, dim=1)", vec![real(&[2, 3, 2]).lie(Lie::Strided)], |x| {
+            x[0].prod_dim(-2, false)
+        }),
+        sample("prod", "torch.prod(x0, dim=1)", vec![zeros(&[1.0, 0.0, 3.0, 0.0, 0.0, 2.0])], |x| {
+            x[0].prod_dim(1, false)
+        }),
         sample("amax", "torch.max(x0)", vec![real(s)], |x| x[0].max()),
         sample("amin", "torch.min(x0)", vec![real(s)], |x| x[0].min()),
-        sample("amax", "torch.amax(x0, dim=1)", vec![zeros(&[1.0, 3.0, 3.0, 2.0, 2.0, 2.0])], |x| x[0].amax(1, false)).kink(),
-        sample("amin", "torch.amin(x0, dim=0)", vec![zeros(&[1.0, 3.0, 3.0, 1.0, 2.0, 4.0])], |x| x[0].amin(0, false)).kink(),
+        sample("amax", "torch.amax(x0, dim=1)", vec![zeros(&[1.0, 3.0, 3.0, 2.0, 2.0, 2.0])], |x| {
+            x[0].amax(1, false)
+        })
+        .kink(),
+        sample("amin", "torch.amin(x0, dim=0)", vec![zeros(&[1.0, 3.0, 3.0, 1.0, 2.0, 4.0])], |x| {
+            x[0].amin(0, false)
+        })
+        .kink(),
         sample("amax", "torch.amax(x0, dim=0)", vec![given(&[2, 3], &odd)], |x| x[0].amax(0, false)).native(),
         sample("amin", "torch.amin(x0, dim=0)", vec![given(&[2, 3], &odd)], |x| x[0].amin(0, false)).native(),
         sample("amax", "torch.amax(x0, dim=0)", vec![ints(s)], |x| x[0].amax(0, false)),
@@ -76,21 +92,57 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("amin", "torch.amin(x0, dim=1)", vec![bools(s)], |x| x[0].amin(1, false)),
         sample("argmax", "torch.argmax(x0)", vec![real(s)], |x| x[0].argmax()).flat(),
         sample("argmax", "torch.argmax(x0)", vec![real(&[])], |x| x[0].argmax()).flat(),
-        sample("argmax", "torch.argmax(x0, dim=1)", vec![real(&[3, 4]).lie(Lie::Transposed)], |x| x[0].argmax_dim(1, false)).flat(),
-        sample("argmax", "torch.argmax(x0, dim=0, keepdim=True)", vec![real(&[3, 4])], |x| x[0].argmax_dim(0, true)).flat(),
-        sample("argmax", "torch.argmax(x0, dim=1)", vec![zeros(&[1.0, 3.0, 3.0, f64::NAN, 5.0, f64::NAN])], |x| x[0].argmax_dim(1, false)).native(),
+        sample("argmax", "torch.argmax(x0, dim=1)", vec![real(&[3, 4]).lie(Lie::Transposed)], |x| {
+            x[0].argmax_dim(1, false)
+        })
+        .flat(),
+        sample("argmax", "torch.argmax(x0, dim=0, keepdim=True)", vec![real(&[3, 4])], |x| {
+            x[0].argmax_dim(0, true)
+        })
+        .flat(),
+        sample(
+            "argmax",
+            "torch.argmax(x0, dim=1)",
+            vec![zeros(&[1.0, 3.0, 3.0, f64::NAN, 5.0, f64::NAN])],
+            |x| x[0].argmax_dim(1, false),
+        )
+        .native(),
         sample("argmax", "torch.argmax(x0, dim=1)", vec![ints(s)], |x| x[0].argmax_dim(1, false)),
         sample("argmin", "torch.argmin(x0)", vec![real(s).lie(Lie::Strided)], |x| x[0].argmin()).flat(),
-        sample("argmin", "torch.argmin(x0, dim=-1)", vec![real(&[2, 2, 3])], |x| x[0].argmin_dim(-1, false)).flat(),
-        sample("argmin", "torch.argmin(x0, dim=1)", vec![zeros(&[f64::INFINITY, 3.0, 3.0, 2.0, f64::NAN, 1.0])], |x| x[0].argmin_dim(1, false)).native(),
+        sample("argmin", "torch.argmin(x0, dim=-1)", vec![real(&[2, 2, 3])], |x| x[0].argmin_dim(-1, false))
+            .flat(),
+        sample(
+            "argmin",
+            "torch.argmin(x0, dim=1)",
+            vec![zeros(&[f64::INFINITY, 3.0, 3.0, 2.0, f64::NAN, 1.0])],
+            |x| x[0].argmin_dim(1, false),
+        )
+        .native(),
         sample("var", "torch.var(x0)", vec![real(s)], |x| x[0].var((), 1.0, false)),
-        sample("var", "torch.var(x0, dim=1, correction=0)", vec![real(&[3, 4]).lie(Lie::Transposed)], |x| x[0].var(1, 0.0, false)),
-        sample("var", "torch.var(x0, dim=(0, 2), keepdim=True)", vec![real(&[2, 2, 3])], |x| x[0].var([0, 2], 1.0, true)),
+        sample("var", "torch.var(x0, dim=1, correction=0)", vec![real(&[3, 4]).lie(Lie::Transposed)], |x| {
+            x[0].var(1, 0.0, false)
+        }),
+        sample("var", "torch.var(x0, dim=(0, 2), keepdim=True)", vec![real(&[2, 2, 3])], |x| {
+            x[0].var([0, 2], 1.0, true)
+        }),
         sample("var", "torch.var(x0, dim=0)", vec![real(&[1, 2])], |x| x[0].var(0, 1.0, false)).flat(),
         sample("std", "torch.std(x0)", vec![real(s)], |x| x[0].std((), 1.0, false)),
-        sample("std", "torch.std(x0, dim=0, correction=0)", vec![real(&[3, 2]).lie(Lie::Strided)], |x| x[0].std(0, 0.0, false)),
-        sample("logsumexp", "torch.logsumexp(x0, dim=1)", vec![given(&[2, 2], &[800.0, 801.0, -900.0, -901.0])], |x| x[0].logsumexp(1, false)),
-        sample("logsumexp", "torch.logsumexp(x0, dim=1)", vec![given(&[3, 2], &[f64::NEG_INFINITY, f64::NEG_INFINITY, f64::INFINITY, 1.0, f64::NAN, 0.0])], |x| x[0].logsumexp(1, false)).native(),
+        sample("std", "torch.std(x0, dim=0, correction=0)", vec![real(&[3, 2]).lie(Lie::Strided)], |x| {
+            x[0].std(0, 0.0, false)
+        }),
+        sample(
+            "logsumexp",
+            "torch.logsumexp(x0, dim=1)",
+            vec![given(&[2, 2], &[800.0, 801.0, -900.0, -901.0])],
+            |x| x[0].logsumexp(1, false),
+        ),
+        sample(
+            "logsumexp",
+            "torch.logsumexp(x0, dim=1)",
+            vec![given(&[3, 2], &[f64::NEG_INFINITY, f64::NEG_INFINITY, f64::INFINITY, 1.0, f64::NAN, 0.0])],
+            |x| x[0].logsumexp(1, false),
+        )
+        .native(),
         sample("logsumexp", "torch.logsumexp(x0, dim=1)", vec![ints(s)], |x| x[0].logsumexp(1, false)),
     ]);
     out.extend(softmaxes());
@@ -113,9 +165,26 @@ fn softmaxes() -> Vec<Sample> {
             sample(name, text(1), vec![real(&[0, 3])], move |x| f(&x[0], 1)),
             sample(name, text(1), vec![real(&[2, 0])], move |x| f(&x[0], 1)),
             sample(name, text(1), vec![real(&[2, 70])], move |x| f(&x[0], 1)).kink(),
-            sample(name, text(1), vec![given(&[2, 3], &[1000.0, 999.0, 0.0, -1000.0, -1001.0, -999.5])], move |x| f(&x[0], 1)).kink(),
-            sample(name, text(1), vec![given(&[2, 3], &[f64::NEG_INFINITY, 1.0, 2.0, f64::NAN, 1.0, 2.0])], move |x| f(&x[0], 1)).native(),
-            sample(name, format!("torch.relu(torch.{name}(x0 * 2, dim=1) + 0.5)"), vec![real(&[2, 4])], move |x| (f(&(&x[0] * 2), 1) + 0.5).relu()),
+            sample(
+                name,
+                text(1),
+                vec![given(&[2, 3], &[1000.0, 999.0, 0.0, -1000.0, -1001.0, -999.5])],
+                move |x| f(&x[0], 1),
+            )
+            .kink(),
+            sample(
+                name,
+                text(1),
+                vec![given(&[2, 3], &[f64::NEG_INFINITY, 1.0, 2.0, f64::NAN, 1.0, 2.0])],
+                move |x| f(&x[0], 1),
+            )
+            .native(),
+            sample(
+                name,
+                format!("torch.relu(torch.{name}(x0 * 2, dim=1) + 0.5)"),
+                vec![real(&[2, 4])],
+                move |x| (f(&(&x[0] * 2), 1) + 0.5).relu(),
+            ),
         ]);
     }
     out
