@@ -1,4 +1,4 @@
-//! The two machines a [`Recording`](crate::graph::kernel::Recording) runs on, behind one small interface.
+//! The two machines a [`Recording`] runs on, behind one small interface.
 
 use std::any::Any;
 use std::future::Future;

@@ -89,6 +89,7 @@ impl Walk {
         }
     }
 
+    #[cfg(feature = "gpu")]
     fn numel(&self) -> usize {
         self.dims.iter().map(|d| d[0]).product()
     }

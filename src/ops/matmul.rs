@@ -64,6 +64,7 @@ pub(super) struct Problem {
     a: Operand,
     b: Operand,
     /// Whether `b` is the first input, as this is the transposed product.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
     exchanged: bool,
     batch: Dims,
 }
@@ -89,10 +90,12 @@ impl Operand {
         }
     }
 
+    #[cfg(feature = "gpu")]
     fn transposed(self) -> Operand {
         Operand { rows: self.columns, columns: self.rows, ..self }
     }
 
+    #[cfg(feature = "gpu")]
     /// Whether four elements at a time may be read along a dimension of this size and stride, whatever the
     /// place along the `other` dimension.
     fn aligned(&self, size: usize, stride: usize, other: usize) -> bool {

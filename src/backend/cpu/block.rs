@@ -14,7 +14,7 @@
 //!
 //! Bodies become `#[inline(always)]` closures: a loop over a call is not vectorised.
 //!
-//! [`cast`] and [`math::sin::kernel`](super::math::sin) are such kernels too.
+//! [`cast`] and `math::sin::kernel` are such kernels too.
 
 use super::number::{Cast, Value};
 use super::simd::{Work, vectorized};

@@ -1,8 +1,8 @@
-//! The CPU backend: runs the same [`Recording`] as the GPU, on host memory, before `run` returns.
+//! The CPU backend: runs the same `Recording` as the GPU, on host memory, before `run` returns.
 //!
-//! [`plan`] makes a program ready, [`eval`] interprets it in blocks that stay in L1, with the loops of [`block`]
-//! and [`math`], which are compiled for several vector widths ([`simd`]). [`reduce`] folds; matrix products are
-//! in [`gemm`].
+//! `plan` makes a program ready, `eval` interprets it in blocks that stay in L1, with the loops of `block`
+//! and `math`, which are compiled for several vector widths (`simd`). `reduce` folds; matrix products are
+//! in `gemm`.
 
 pub mod block;
 mod eval;
