@@ -25,7 +25,6 @@ fn cost<R>(device: &Device, f: impl FnOnce() -> R) -> Stats {
         flushes: after.flushes - before.flushes,
         dispatches: after.dispatches - before.dispatches,
         plans: after.plans - before.plans,
-        ..after
     }
 }
 

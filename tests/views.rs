@@ -80,7 +80,7 @@ fn views_of_views_write_to_the_base() {
         assert_eq!(all.iter().filter(|&&n| n == -1).count(), 3);
         assert!([15, 19, 23].iter().all(|&i: &usize| all[i] == -1));
         let w = v.unsqueeze(1).expand([3, 1]).t();
-        w.add_(&options().device(&device).tensor([[1, 2, 3]]));
+        w.add_(options().device(device).tensor([[1, 2, 3]]));
         is(&v, &[0, 1, 2]);
     }
 }
@@ -116,12 +116,12 @@ fn a_tensor_may_be_written_from_itself() {
         // Reads see what was there before the write, whole.
         x.i(1..).copy_(&x.i(..-1));
         is(&x, &[0, 0, 1, 2, 3]);
-        x.i(..-1).add_(&x.i(1..));
+        x.i(..-1).add_(x.i(1..));
         is(&x, &[0, 1, 3, 5, 3]);
         let m = counting(&device, &[3, 3]);
         m.copy_(&m.t());
         is(&m, &[0, 3, 6, 1, 4, 7, 2, 5, 8]);
-        m.add_(&m.t());
+        m.add_(m.t());
         is(&m, &[0, 4, 8, 4, 8, 12, 8, 12, 16]);
         m.i(0).copy_(&m.i((.., 1)));
         is(&m.i(0), &[4, 8, 12]);
@@ -157,7 +157,7 @@ fn shapes_and_types_must_fit_what_is_written() {
     for device in devices() {
         let o = || options().device(&device);
         let x = o().ones([2, 1]);
-        let error = x.add_(&o().ones([2, 3])).error().unwrap();
+        let error = x.add_(o().ones([2, 3])).error().unwrap();
         assert!(error.message().contains("[2, 1]") && error.message().contains("[2, 3]"), "{error}");
         let n = o().tensor([1, 2]);
         assert_eq!(n.mul_(2.5).error().unwrap().kind(), ErrorKind::DType);
