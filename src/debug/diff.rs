@@ -188,3 +188,50 @@ fn ulps(a: f32, b: f32) -> u64 {
     };
     line(a).abs_diff(line(b))
 }
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use std::panic::Location;
+
+    use super::*;
+    use crate::block;
+    use crate::graph::dtype::F32;
+    use crate::graph::program::MapOp;
+    use crate::ops::record::{Arg, map};
+
+    /// An op whose two kernels are not the same function.
+    static WRONG: MapOp = MapOp {
+        name: "wrong",
+        arity: 1,
+        mask_first: false,
+        wgsl: "a + T(1)",
+        wgsl_int: "",
+        cpu: block!(float | a | a + T::of(1.5)),
+        cost: 1,
+    };
+
+    #[test]
+    fn the_first_wrong_kernel_is_named() {
+        let Ok(device) = gpu() else {
+            assert_ne!(std::env::var("WGRAD_REQUIRE_GPU").as_deref(), Ok("1"), "no adapter");
+            return;
+        };
+        let x = crate::options().device(&device).full([2, 3], 3.0);
+        let line = line!() + 3;
+        let (y, report) = diff(|| {
+            let right = x.exp().sum();
+            let wrong = map(&WRONG, F32, F32, &device, &[2, 3], &[Arg::from(&x)], Location::caller());
+            (right, wrong)
+        })
+        .unwrap();
+        let first = report.first().unwrap();
+        assert!(report.kernels.len() > 1 && first.label.contains("wrong"), "{report}");
+        assert_eq!((first.caller.file(), first.caller.line()), (file!(), line), "{report}");
+        assert_eq!(first.worst.map(|(_, _, a, b)| (a, b)), Some((4.0, 4.5)));
+        assert!(report.to_string().contains("ulps"), "{report}");
+        drop(y);
+
+        let (_, report) = diff(|| x.exp().sum_dim(1, false)).unwrap();
+        assert!(report.first().is_none() && !report.kernels.is_empty(), "{report}");
+    }
+}
