@@ -236,7 +236,8 @@ impl Device {
         if let Err(fault) = ran {
             // The CPU runs commands one by one: what the faulty one and later ones do not write is there.
             if let (true, Some(at)) = (self.is_cpu(), fault.command) {
-                let late: Vec<Slot> = plan.recording.commands[at..].iter().flat_map(Command::writes).collect();
+                let late: Vec<Slot> =
+                    plan.recording.commands[at..].iter().flat_map(Command::writes).collect();
                 for &(i, slot) in plan.outputs.iter().filter(|(_, slot)| !late.contains(slot)) {
                     flush.nodes[i].settle(State::Ready(buffers[slot as usize].clone()));
                 }

@@ -199,9 +199,12 @@ impl Command {
     /// The slots that this command changes.
     pub fn writes(&self) -> Vec<Slot> {
         match self {
-            Command::Dispatch { kernel, buffers, .. } => {
-                buffers.iter().zip(&kernel.bindings).filter(|(_, b)| b.written).map(|(&slot, _)| slot).collect()
-            }
+            Command::Dispatch { kernel, buffers, .. } => buffers
+                .iter()
+                .zip(&kernel.bindings)
+                .filter(|(_, b)| b.written)
+                .map(|(&slot, _)| slot)
+                .collect(),
             Command::Copy { to, .. } => vec![*to],
         }
     }

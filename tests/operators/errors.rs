@@ -73,7 +73,11 @@ fn indices_out_of_range_are_errors_when_read() {
                 x.cross_entropy(&cat(&[&index, &o().tensor([0])], 0)),
             ];
             for (k, out) in results.into_iter().enumerate() {
-                assert!(out.error().is_none(), "{k} with {index} known too early on {device}: {:?}", out.error());
+                assert!(
+                    out.error().is_none(),
+                    "{k} with {index} known too early on {device}: {:?}",
+                    out.error()
+                );
                 let Err(error) = (&out * 2).sum().to_vec::<f32>() else {
                     panic!("result {k} with index {index} on {device} was read");
                 };
