@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use crate::graph::device::{Device, Generator, Stats, cpu};
 pub use crate::tensor::{default_device, set_default_device};
 
-/// The device of this name: `cpu`, `gpu` (the best adapter), or part of an adapter's name, such as `llvmpipe`.
+/// The device of this name: `cpu`, `gpu` (the best adapter; PyTorch's `cuda` means it too), or part of an adapter's name, such as `llvmpipe`.
 ///
 /// # Errors
 /// If there is no such device.
@@ -21,7 +21,7 @@ pub fn device(name: &str) -> Result<Device> {
     let caller = Location::caller();
     match name {
         "cpu" => Ok(cpu()),
-        "gpu" | "cuda" => adapter(None, caller),
+        "gpu" | "gpu:0" | "cuda" | "cuda:0" => adapter(None, caller),
         _ => adapter(Some(name), caller),
     }
 }

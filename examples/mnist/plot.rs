@@ -157,7 +157,10 @@ fn grid(area: &Area<'_>, title: &str, which: &[usize], results: &Results, digits
             // White paper to dark ink.
             let mix = |ink_part: u8| (255.0 - f64::from(ink) / 255.0 * (255.0 - f64::from(ink_part))) as u8;
             let color = RGBColor(mix(INK.0), mix(INK.1), mix(INK.2));
-            area.draw(&Rectangle::new([(x, y), (x + pixel, y + pixel)], color.filled()))?;
+            // By hand: filled rectangles leave their last row and column out, and digits would be dotted.
+            for (dx, dy) in (0..pixel * pixel).map(|p| (p % pixel, p / pixel)) {
+                area.draw_pixel((x + dx, y + dy), &color)?;
+            }
         }
         area.draw(&Rectangle::new([(left, top), (left + side, top + side)], LINES.stroke_width(1)))?;
         let (guess, label) = (results.guesses[i], i32::from(digits.label(i)));

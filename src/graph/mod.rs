@@ -3,6 +3,7 @@
 mod arrange;
 pub mod device;
 pub mod dtype;
+mod emit;
 pub mod kernel;
 pub mod layout;
 pub mod node;

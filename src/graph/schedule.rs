@@ -17,10 +17,9 @@ use smallvec::SmallVec;
 
 use super::arrange;
 use super::dtype::DType;
-use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
+use super::kernel::Kernel;
 use super::layout::{Dims, Layout, numel};
 use super::node::NodeOp;
-use super::program::{Access, Inst, Program, Reg, Store};
 use crate::backend::Caps;
 
 /// Longest expression in one kernel: beyond it compile times and register pressure cost more than a store.
@@ -91,27 +90,27 @@ enum Space {
     Post,
 }
 
-struct Group {
-    shape: Dims,
-    anchor: Option<usize>,
+pub(super) struct Group {
+    pub(super) shape: Dims,
+    pub(super) anchor: Option<usize>,
     /// Elementwise nodes may be computed on its output.
     open: bool,
     members: Vec<usize>,
     deps: BTreeSet<usize>,
 }
 
-struct Scheduler<'g> {
-    graph: &'g Graph,
+pub(super) struct Scheduler<'g> {
+    pub(super) graph: &'g Graph,
     caps: &'g Caps,
-    groups: Vec<Group>,
-    group: Vec<usize>,
+    pub(super) groups: Vec<Group>,
+    pub(super) group: Vec<usize>,
     /// Must be stored because the expression would grow past a limit, or its consumer reads memory only.
     force: Vec<bool>,
     cost: Vec<u32>,
     loads: Vec<BTreeSet<Value>>,
-    stored: Vec<bool>,
+    pub(super) stored: Vec<bool>,
     /// Of a stored node: the kernel that computes it. Starts as the group; a group over the binding limit is cut.
-    part: Vec<usize>,
+    pub(super) part: Vec<usize>,
 }
 
 pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
@@ -143,22 +142,22 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
 }
 
 /// Whether `layout` reads all elements of a value of `n` elements in their order.
-fn is_identity(layout: &Layout, n: usize) -> bool {
+pub(super) fn is_identity(layout: &Layout, n: usize) -> bool {
     layout.offset == 0 && layout.numel() == n && layout.is_contiguous()
 }
 
 /// What reading a value of `n` elements through `view` means for an operand that the value reads through
 /// `operand`: one layout of the operand, over the view's shape.
-fn through(view: &Layout, n: usize, operand: &Layout) -> Option<Layout> {
+pub(super) fn through(view: &Layout, n: usize, operand: &Layout) -> Option<Layout> {
     if is_identity(view, n) { operand.reshape(&view.shape) } else { view.compose(operand) }
 }
 
 impl<'g> Scheduler<'g> {
-    fn node(&self, i: usize) -> &'g GraphNode {
+    pub(super) fn node(&self, i: usize) -> &'g GraphNode {
         &self.graph.nodes[i]
     }
 
-    fn is_map(&self, i: usize) -> bool {
+    pub(super) fn is_map(&self, i: usize) -> bool {
         matches!(self.node(i).op, NodeOp::Map { .. })
     }
 
@@ -380,253 +379,10 @@ impl<'g> Scheduler<'g> {
         steps
     }
 
-    fn emit(&self, part: usize, roots: &[usize]) -> Step {
-        let group = &self.groups[self.group[roots[0]]];
-        // An anchor cut off from its epilogue belongs to the first part only.
-        let anchor = group.anchor.filter(|&a| self.part[a] == part);
-        let node = self.node(anchor.unwrap_or(roots[0]));
-        let mut e = Emitter::new(self, part);
-        let mut base = None;
-        let body = match (&node.op, &node.inputs[..]) {
-            (NodeOp::Reduce(op), [input @ Input::Value(_, layout)]) => {
-                e.begin(&layout.shape, None);
-                let value = e.input(input, layout, node.dtype);
-                let (pre, kept) = e.take(node.shape.len());
-                e.shared.name(op.name());
-                e.outputs(roots, &group.shape, anchor);
-                let post = e.take(0).0;
-                Body::Reduce(Reduce { op: *op, dtype: node.dtype, pre, value, kept, post })
-            }
-            (NodeOp::Structured(op), inputs) => {
-                let mut reads = vec![];
-                for input in inputs {
-                    if let Input::Value(value, layout) = input {
-                        let dtype = self.dtype(*value);
-                        // One binding for each input, even where two are one buffer: kernels count them.
-                        e.shared.push_binding(*value, dtype, false);
-                        reads.push((dtype, layout.clone()));
-                    }
-                }
-                e.shared.name(op.0.name());
-                e.outputs(roots, &group.shape, anchor);
-                Body::Structured(Structured {
-                    op: op.clone(),
-                    inputs: reads,
-                    out_shape: node.shape.clone(),
-                    out_dtype: node.dtype,
-                    post: e.take(0).0,
-                })
-            }
-            (NodeOp::Write(to), [Input::Value(old, _), value]) => {
-                base = Some(*old);
-                e.begin(&to.shape, None);
-                let view = match value {
-                    Input::Value(_, layout) | Input::Index(layout) => layout,
-                    Input::Scalar(_) => to,
-                };
-                let reg = e.input(value, view, node.dtype);
-                e.store(reg, Value::Node(roots[0]), node.dtype, to.clone());
-                e.shared.name("write");
-                Body::Map(vec![e.take(0).0])
-            }
-            _ => {
-                e.outputs(roots, &group.shape, None);
-                Body::Map(vec![e.take(0).0])
-            }
-        };
-        let Shared { values, bindings, scalars, scalar_types, label } = e.shared;
-        let caller = roots.last().map_or(node.caller, |&r| self.node(r).caller);
-        let kernel = Kernel { body, bindings, scalars: scalar_types, label, caller };
-        Step { kernel, values, scalars, base }
-    }
-
-    fn dtype(&self, value: Value) -> DType {
+    pub(super) fn dtype(&self, value: Value) -> DType {
         match value {
             Value::Leaf(i) => self.graph.leaves[i].dtype,
             Value::Node(i) | Value::Partial(i) => self.node(i).dtype,
         }
     }
-}
-
-/// What the programs of one kernel have in common.
-#[derive(Default)]
-struct Shared {
-    values: Vec<Value>,
-    bindings: Vec<Binding>,
-    scalars: Vec<usize>,
-    scalar_types: Vec<DType>,
-    label: String,
-}
-
-impl Shared {
-    fn push_binding(&mut self, value: Value, dtype: DType, written: bool) -> u16 {
-        self.values.push(value);
-        self.bindings.push(Binding { dtype, written });
-        (self.values.len() - 1) as u16
-    }
-
-    fn binding(&mut self, value: Value, dtype: DType, written: bool) -> u16 {
-        match self.values.iter().position(|&v| v == value) {
-            Some(i) => i as u16,
-            None => self.push_binding(value, dtype, written),
-        }
-    }
-
-    fn scalar(&mut self, index: usize, dtype: DType) -> u16 {
-        let known = self.scalars.iter().zip(&self.scalar_types).position(|(&s, &t)| s == index && t == dtype);
-        known.unwrap_or_else(|| {
-            self.scalars.push(index);
-            self.scalar_types.push(dtype);
-            self.scalars.len() - 1
-        }) as u16
-    }
-
-    fn name(&mut self, name: &str) {
-        if self.label.len() > 60 {
-            return;
-        }
-        if !self.label.is_empty() {
-            self.label.push('_');
-        }
-        self.label.push_str(name);
-    }
-}
-
-/// Builds a kernel's programs by walking expressions from their roots to what is stored.
-struct Emitter<'s, 'g> {
-    s: &'s Scheduler<'g>,
-    part: usize,
-    shared: Shared,
-    program: Program,
-    anchor: Option<usize>,
-    memo: HashMap<(usize, Layout), Reg>,
-    known: HashMap<Inst, Reg>,
-}
-
-impl<'s, 'g> Emitter<'s, 'g> {
-    fn new(s: &'s Scheduler<'g>, part: usize) -> Self {
-        Emitter {
-            s,
-            part,
-            shared: Shared::default(),
-            program: Program::default(),
-            anchor: None,
-            memo: HashMap::new(),
-            known: HashMap::new(),
-        }
-    }
-
-    fn begin(&mut self, shape: &[usize], anchor: Option<usize>) {
-        self.program = Program { shape: Dims::from_slice(shape), ..Program::default() };
-        self.anchor = anchor;
-        self.memo.clear();
-        self.known.clear();
-    }
-
-    /// The program so far, with its dimensions merged (the first `keep` and the others apart), and how many
-    /// are left of the first.
-    fn take(&mut self, keep: usize) -> (Program, usize) {
-        let mut program = std::mem::take(&mut self.program);
-        let kept = program.collapse(keep);
-        (program, kept)
-    }
-
-    fn outputs(&mut self, roots: &[usize], shape: &[usize], anchor: Option<usize>) {
-        self.begin(shape, anchor);
-        for &root in roots {
-            let node = self.s.node(root);
-            let whole = Layout::contiguous(shape);
-            let reg = if Some(root) == anchor {
-                self.push(Inst::Anchor(node.dtype))
-            } else {
-                self.compute(root, &whole)
-            };
-            self.store(reg, Value::Node(root), node.dtype, whole);
-        }
-    }
-
-    fn store(&mut self, value: Reg, to: Value, dtype: DType, layout: Layout) {
-        let binding = self.shared.binding(to, dtype, true);
-        self.program.stores.push(Store { value, to: Access { binding, dtype, layout } });
-    }
-
-    /// One instruction, unless the program has it already.
-    fn push(&mut self, inst: Inst) -> Reg {
-        if let Some(&reg) = self.known.get(&inst) {
-            return reg;
-        }
-        let reg = self.program.insts.len() as Reg;
-        self.program.insts.push(inst.clone());
-        self.known.insert(inst, reg);
-        reg
-    }
-
-    /// An operand, read through `view` over the program's shape. Scalars take `dtype`.
-    fn input(&mut self, input: &Input, view: &Layout, dtype: DType) -> Reg {
-        match input {
-            Input::Scalar(index) => {
-                let slot = self.shared.scalar(*index, dtype);
-                self.push(Inst::Scalar { slot, dtype })
-            }
-            Input::Index(_) => {
-                let i = position_or_push(&mut self.program.indices, view.clone());
-                self.push(Inst::Index(i))
-            }
-            Input::Value(Value::Node(p), _) if self.anchor == Some(*p) => {
-                let dtype = self.s.node(*p).dtype;
-                self.push(Inst::Anchor(dtype))
-            }
-            Input::Value(Value::Node(p), _) if self.computes(*p, view) => self.compute(*p, view),
-            Input::Value(value, _) => {
-                let dtype = self.s.dtype(*value);
-                let binding = self.shared.binding(*value, dtype, false);
-                let access = Access { binding, dtype, layout: view.clone() };
-                let i = position_or_push(&mut self.program.loads, access);
-                self.push(Inst::Load(i))
-            }
-        }
-    }
-
-    /// Whether a value is computed here rather than loaded.
-    fn computes(&self, p: usize, view: &Layout) -> bool {
-        let own_root = self.s.is_map(p)
-            && self.s.part[p] == self.part
-            && is_identity(view, numel(&self.s.node(p).shape));
-        !self.s.stored[p] || own_root
-    }
-
-    fn compute(&mut self, p: usize, view: &Layout) -> Reg {
-        if let Some(&reg) = self.memo.get(&(p, view.clone())) {
-            return reg;
-        }
-        let s = self.s;
-        let node = s.node(p);
-        let NodeOp::Map { op, operand } = node.op else {
-            unreachable!("only elementwise values are computed within another kernel")
-        };
-        let n = numel(&node.shape);
-        let mut args = SmallVec::new();
-        for (k, input) in node.inputs.iter().enumerate() {
-            let dtype = if op.mask_first && k == 0 { DType::Bool } else { operand };
-            let view = match input {
-                Input::Value(_, l) | Input::Index(l) => {
-                    through(view, n, l).expect("checked when the value was chosen to be computed here")
-                }
-                Input::Scalar(_) => view.clone(),
-            };
-            args.push(self.input(input, &view, dtype));
-        }
-        self.shared.name(op.name);
-        let reg = self.push(Inst::Op { op, operand, result: node.dtype, args });
-        self.memo.insert((p, view.clone()), reg);
-        reg
-    }
-}
-
-fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> u16 {
-    let i = list.iter().position(|x| *x == item).unwrap_or_else(|| {
-        list.push(item);
-        list.len() - 1
-    });
-    i as u16
 }
