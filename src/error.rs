@@ -1,5 +1,6 @@
 //! The one error type: what went wrong, in which op, and on which line of the caller's.
 
+use std::cell::Cell;
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
@@ -58,7 +59,7 @@ impl Error {
         op: &'static str,
         message: impl Into<String>,
     ) -> Error {
-        Error(Arc::new(Inner { kind, op, message: message.into(), caller }))
+        Error(Arc::new(Inner { kind, op, message: message.into(), caller: line(caller) }))
     }
 
     pub fn kind(&self) -> ErrorKind {
@@ -97,6 +98,31 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+thread_local! {
+    static LINE: Cell<Option<&'static Location<'static>>> = const { Cell::new(None) };
+}
+
+/// Runs `f` as if all that it records stood on this line: an op that is made of others is the caller's doing, not
+/// theirs. The outermost line holds.
+pub(crate) fn on_line_of<R>(caller: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
+    /// Restores also when unwinding.
+    struct Restore(Option<&'static Location<'static>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LINE.set(self.0);
+        }
+    }
+    let before = LINE.get();
+    let _restore = Restore(before);
+    LINE.set(Some(before.unwrap_or(caller)));
+    f()
+}
+
+/// The line that what is recorded now belongs to, its own being `caller`.
+pub(crate) fn line(caller: &'static Location<'static>) -> &'static Location<'static> {
+    LINE.get().unwrap_or(caller)
+}
 
 type WarningHandler = Box<dyn Fn(&str) + Send + Sync>;
 static WARNINGS: parking_lot::RwLock<Option<WarningHandler>> = parking_lot::RwLock::new(None);

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::function::{Edge, GradFn, Work};
 use super::mode::set_grad_enabled;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::tensor::Tensor;
 
 /// How to run a backward pass: the arguments of PyTorch's `Tensor.backward`.
@@ -309,13 +309,13 @@ fn apply(
         Work::Formula(_) if retain => {
             // The formula runs under the lock; it records ops but never runs another pass over this function.
             let Work::Formula(formula) = &*work else { return Ok(SmallVec::new()) };
-            Ok(formula(f, grads))
+            Ok(on_line_of(f.caller(), || formula(f, grads)))
         }
         Work::Formula(_) => {
             let taken = std::mem::replace(&mut *work, Work::Freed);
             drop(work);
             let Work::Formula(formula) = taken else { return Ok(SmallVec::new()) };
-            Ok(formula(f, grads))
+            Ok(on_line_of(f.caller(), || formula(f, grads)))
         }
     }
 }

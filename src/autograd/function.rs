@@ -66,7 +66,7 @@ impl GradFn {
         Arc::new(GradFn {
             name,
             sequence: NEXT_SEQUENCE.fetch_add(1, Ordering::Relaxed),
-            caller,
+            caller: crate::error::line(caller),
             edges,
             outputs,
             work: Mutex::new(Work::Formula(formula)),

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::dtype::{DType, Scalar};
-use super::kernel::Command;
+use super::kernel::{Command, Slot};
 use super::node::{HASHER, Node, Operand, Recipe, State};
 use super::observe;
 use super::plan::{Plan, plan};
@@ -234,6 +234,14 @@ impl Device {
             None => Ok(()),
         };
         if let Err(fault) = ran {
+            // The CPU runs commands one by one: what the faulty one and later ones do not write is there.
+            if let (true, Some(at)) = (self.is_cpu(), fault.command) {
+                let late: Vec<Slot> =
+                    plan.recording.commands[at..].iter().flat_map(Command::writes).collect();
+                for &(i, slot) in plan.outputs.iter().filter(|(_, slot)| !late.contains(slot)) {
+                    flush.nodes[i].settle(State::Ready(buffers[slot as usize].clone()));
+                }
+            }
             return flush.fail(&plan, fault);
         }
         for &(i, slot) in &plan.outputs {
@@ -445,7 +453,7 @@ impl Collection {
         };
         let error = Error::at(caller.unwrap_or(Location::caller()), fault.kind, "", message);
         for (node, &keep) in self.nodes.iter().zip(&self.keep) {
-            if keep {
+            if keep && node.buffer().is_none() {
                 node.settle(State::Failed(error.clone()));
             }
         }

@@ -194,3 +194,18 @@ pub enum Command {
     /// Copies the first `bytes` of a buffer to another.
     Copy { from: Slot, to: Slot, bytes: usize },
 }
+
+impl Command {
+    /// The slots that this command changes.
+    pub fn writes(&self) -> Vec<Slot> {
+        match self {
+            Command::Dispatch { kernel, buffers, .. } => buffers
+                .iter()
+                .zip(&kernel.bindings)
+                .filter(|(_, b)| b.written)
+                .map(|(&slot, _)| slot)
+                .collect(),
+            Command::Copy { to, .. } => vec![*to],
+        }
+    }
+}

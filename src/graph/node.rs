@@ -135,7 +135,7 @@ impl Node {
             device: device.clone(),
             dtype,
             shape: Dims::from_slice(shape),
-            caller,
+            caller: crate::error::line(caller),
             state: Mutex::new(state),
             mark: AtomicU64::new(0),
         })

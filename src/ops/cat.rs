@@ -5,7 +5,7 @@ use std::panic::Location;
 use smallvec::smallvec;
 
 use super::record::{Arg, Class, common_device, common_dtype, first_error, link};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::layout::{Dims, Layout};
 use crate::graph::node::{Node, NodeOp};
 use crate::ops::record::Caller;
@@ -29,7 +29,7 @@ pub fn cat(tensors: &[&Tensor], dim: i64) -> Tensor {
 #[track_caller]
 pub fn stack(tensors: &[&Tensor], dim: i64) -> Tensor {
     let caller = Location::caller();
-    Tensor::from_result((|| {
+    Tensor::from_result(on_line_of(caller, || {
         first_error(tensors.iter().copied())?;
         let first = *tensors.first().ok_or_else(|| nothing("stack", caller))?;
         if let Some(other) = tensors.iter().find(|t| t.shape() != first.shape()) {
@@ -43,7 +43,7 @@ pub fn stack(tensors: &[&Tensor], dim: i64) -> Tensor {
         let d = dims::dim(dim, first.dim() + 1, "stack", caller)? as i64;
         let parts: Vec<Tensor> = tensors.iter().map(|t| t.unsqueeze(d)).collect();
         try_cat(&parts.iter().collect::<Vec<_>>(), d, caller)
-    })())
+    }))
 }
 
 fn nothing(op: &'static str, caller: Caller) -> Error {

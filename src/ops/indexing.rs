@@ -9,7 +9,7 @@ use super::cast::to_dtype;
 use super::gather::{Gather, ScatterAdd};
 use super::record::{Caller, common_device, first_error, link};
 use crate::autograd::Saved;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::dtype::{Bool, DType, I32, U32};
 use crate::graph::kernel::OpRef;
 use crate::graph::layout::Dims;
@@ -25,19 +25,19 @@ impl Tensor {
     #[track_caller]
     pub fn gather(&self, dim: i64, index: &Tensor) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             let d = check(self, index, dim, "gather", caller)?;
             let cut = cut_to(self, index, d, "gather", caller)?;
             let index = to_dtype(index, I32, caller);
             Ok(gather(&cut, d, &index, "GatherBackward0", caller))
-        })())
+        }))
     }
 
     /// The slices of `dim` at the given positions, a vector (`torch.index_select`).
     #[track_caller]
     pub fn index_select(&self, dim: i64, index: &Tensor) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self, index])?;
             if index.dim() > 1 || self.dim() == 0 {
                 let message = format!(
@@ -49,7 +49,7 @@ impl Tensor {
             }
             let d = dims::dim(dim, self.dim(), "index_select", caller)?;
             select(self, d, &index.reshape(-1), "index_select", "IndexSelectBackward0", caller)
-        })())
+        }))
     }
 
     /// This tensor with `src` added at the positions that `index` gives along `dim`: the reverse of
@@ -59,7 +59,7 @@ impl Tensor {
     pub fn scatter_add(&self, dim: i64, index: &Tensor, src: &Tensor) -> Tensor {
         let caller = Location::caller();
         let op = "scatter_add";
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             let d = check(self, index, dim, op, caller)?;
             first_error([src])?;
             common_device(op, caller, [self, src])?;
@@ -80,7 +80,7 @@ impl Tensor {
             let out = self.clone_data();
             narrow_to(&out, added.shape(), None).add_(&added);
             Ok(out)
-        })())
+        }))
     }
 
     /// Rows of a `[n, width]` table, one for each index: `[…]` gives `[…, width]`
@@ -88,7 +88,7 @@ impl Tensor {
     #[track_caller]
     pub fn embedding(&self, index: &Tensor) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self, index])?;
             if self.dim() != 2 {
                 let message = format!("'weight' must be 2-D, got {:?}", self.shape());
@@ -98,7 +98,7 @@ impl Tensor {
             let mut shape = Dims::from_slice(index.shape());
             shape.push(self.size(1));
             Ok(rows.reshape(&shape[..]))
-        })())
+        }))
     }
 
     /// For each index a row of zeros with a one at that place, int32 (`torch.nn.functional.one_hot`). Unlike
@@ -106,12 +106,12 @@ impl Tensor {
     #[track_caller]
     pub fn one_hot(&self, classes: usize) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             integer(self, "one_hot", caller)?;
             let class = crate::tensor::options().device(self.device()).arange(0, classes as i64, 1);
             Ok(self.unsqueeze(-1).eq(&class).to(I32))
-        })())
+        }))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::panic::Location;
 
 use super::record::{Caller, common_device, first_error};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::layout::{Dims, broadcast};
 use crate::tensor::Tensor;
 
@@ -56,7 +56,7 @@ impl Tensor {
     #[track_caller]
     pub fn mse_loss_with(&self, target: &Tensor, reduction: Reduction) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self, target])?;
             common_device("mse_loss", caller, [self, target])?;
             if broadcast(self.shape(), target.shape()).is_none() {
@@ -65,7 +65,7 @@ impl Tensor {
                 return Err(Error::at(caller, ErrorKind::Shape, "mse_loss", message));
             }
             Ok(reduction.of(&self.sub(target).square()))
-        })())
+        }))
     }
 
     /// The mean negative log-likelihood of `target` classes (integers, `[N]` or `[N, d…]`) under log-probabilities
@@ -78,7 +78,8 @@ impl Tensor {
     /// [`nll_loss`](Tensor::nll_loss) with class weights, `ignore_index`, `reduction`.
     #[track_caller]
     pub fn nll_loss_with(&self, target: &Tensor, how: &CrossEntropy) -> Tensor {
-        Tensor::from_result(nll(self, target, how, "nll_loss", Location::caller()))
+        let caller = Location::caller();
+        Tensor::from_result(on_line_of(caller, || nll(self, target, how, "nll_loss", caller)))
     }
 
     /// The cross-entropy between logits `self` (`[C]`, `[N, C]` or `[N, C, d…]`) and target classes (integers, the
@@ -103,7 +104,7 @@ impl Tensor {
     pub fn cross_entropy_with(&self, target: &Tensor, how: &CrossEntropy) -> Tensor {
         let caller = Location::caller();
         let op = "cross_entropy";
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self, target].into_iter().chain(&how.weight))?;
             common_device(op, caller, [self, target].into_iter().chain(&how.weight))?;
             if self.dim() == 0 {
@@ -126,7 +127,7 @@ impl Tensor {
             }
             let even = smooth(&log_p, target, class_dim, how);
             Ok(hard.mul(1.0 - smoothing).add(even.mul(smoothing / self.size(class_dim) as f64)))
-        })())
+        }))
     }
 }
 

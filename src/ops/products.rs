@@ -7,7 +7,7 @@ use smallvec::smallvec;
 use super::matmul::Matmul;
 use super::record::{Arg, Caller, Class, common_device, common_dtype, first_error, link};
 use crate::autograd::Saved;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::device::check_dtype;
 use crate::graph::kernel::OpRef;
 use crate::graph::layout::{Dims, broadcast};
@@ -54,7 +54,7 @@ impl Tensor {
     }
 
     fn ranked(&self, other: &Tensor, a: usize, b: usize, op: &'static str, caller: Caller) -> Tensor {
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self, other])?;
             let batched = a < 3 || self.shape().first() == other.shape().first();
             if self.dim() != a || other.dim() != b || !batched {
@@ -66,7 +66,7 @@ impl Tensor {
                 return Err(Error::at(caller, ErrorKind::Shape, op, message));
             }
             matmul(self, other, op, caller)
-        })())
+        }))
     }
 
     /// `self @ weight.T + bias`: a fully connected layer, its weight `[out, in]` (`torch.nn.functional.linear`).

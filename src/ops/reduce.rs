@@ -8,7 +8,7 @@ use smallvec::smallvec;
 use super::elementwise::WHERE;
 use super::record::{Caller, first_error, link};
 use crate::autograd::{GradFn, Grads, Saved};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::dtype::{Bool, DType, I32};
 use crate::graph::kernel::ReduceOp;
 use crate::graph::layout::{Dims, Layout};
@@ -365,7 +365,7 @@ impl Tensor {
     pub fn var(&self, dims: impl IntoDims, correction: f64, keepdim: bool) -> Tensor {
         let caller = Location::caller();
         let dims = dims.into_dims();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             let over = Over::new(self, &dims[..], keepdim, "var", caller)?;
             if !self.dtype().is_float() {
                 let message = format!("only supports floating point dtypes, not {}", self.dtype());
@@ -373,7 +373,7 @@ impl Tensor {
             }
             let squares = self.sub(self.mean_dim(&dims[..], true)).square().sum_dim(&dims[..], keepdim);
             Ok(squares.mul(1.0 / (over.count as f64 - correction).max(0.0)))
-        })())
+        }))
     }
 
     /// The standard deviation: the root of [`var`](Tensor::var) (`torch.std`).
@@ -387,7 +387,7 @@ impl Tensor {
     pub fn logsumexp(&self, dims: impl IntoDims, keepdim: bool) -> Tensor {
         let caller = Location::caller();
         let dims = dims.into_dims();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             let over = Over::new(self, &dims[..], keepdim, "logsumexp", caller)?;
             let x = if self.dtype().is_float() { self.clone() } else { self.to(DType::F32) };
             if over.count == 0 {
@@ -400,6 +400,6 @@ impl Tensor {
             let top = top.where_(&finite, 0.0);
             let sum = x.sub(&top).exp().sum_dim(&over.dims[..], true).log().add(&top);
             Ok(sum.reshape(&over.shape[..]))
-        })())
+        }))
     }
 }

@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::elementwise::CLONE;
 use super::record::{Arg, Caller, first_error};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::layout::{Dims, Layout, numel};
 use crate::graph::node::{Node, NodeOp, Operand};
 use crate::tensor::{IntoDims, Tensor, dims};
@@ -64,7 +64,7 @@ impl Tensor {
     #[track_caller]
     pub fn permute(&self, order: impl IntoDims) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             let given = order.into_dims();
             let rank = self.dim();
@@ -82,7 +82,7 @@ impl Tensor {
             }
             let layout = self.layout().permute(&order);
             Ok(self.make_view("PermuteBackward0", layout, caller, move |g| g.permute(&back[..])))
-        })())
+        }))
     }
 
     /// Two dimensions exchanged (`torch.transpose`).
@@ -128,7 +128,7 @@ impl Tensor {
     #[track_caller]
     pub fn squeeze_dim(&self, which: impl IntoDims) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             let mut layout = self.layout().clone();
             for d in dims::dims(which, self.dim(), "squeeze", caller)?.into_iter().rev() {
@@ -138,26 +138,26 @@ impl Tensor {
             }
             let old = Dims::from_slice(self.shape());
             Ok(self.make_view("SqueezeBackward0", layout, caller, move |g| g.reshape(&old[..])))
-        })())
+        }))
     }
 
     /// With a dimension of size 1 put in at `dim` (`torch.unsqueeze`).
     #[track_caller]
     pub fn unsqueeze(&self, dim: i64) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             let d = dims::dim(dim, self.dim() + 1, "unsqueeze", caller)?;
             let layout = self.layout().insert_dim(d);
             Ok(self.make_view("UnsqueezeBackward0", layout, caller, move |g| g.squeeze_dim(d)))
-        })())
+        }))
     }
 
     /// Dimensions of size 1 repeated to the given sizes, without copying; -1 keeps a size (`Tensor.expand`).
     #[track_caller]
     pub fn expand(&self, sizes: impl IntoDims) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             let sizes = sizes.into_dims();
             let lead = sizes.len().checked_sub(self.dim());
@@ -178,7 +178,7 @@ impl Tensor {
             let layout = self.layout().expand(&shape).ok_or_else(fail)?;
             let old = Dims::from_slice(self.shape());
             Ok(self.make_view("ExpandBackward0", layout, caller, move |g| super::reduce::sum_to(g, &old)))
-        })())
+        }))
     }
 
     /// [`expand`](Tensor::expand) to the shape of another tensor.
@@ -191,7 +191,7 @@ impl Tensor {
     #[track_caller]
     pub fn flatten(&self, start: i64, end: i64) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             let rank = self.dim();
             let (a, b) =
@@ -207,14 +207,14 @@ impl Tensor {
                 .chain(shape.iter().skip(b + 1).copied())
                 .collect();
             self.try_reshape(&merged[..], "reshape", caller, true)
-        })())
+        }))
     }
 
     /// Index `index` of dimension `dim`, which goes away (`torch.select`). Negative indices count from the end.
     #[track_caller]
     pub fn select(&self, dim: i64, index: i64) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             if self.dim() == 0 {
                 let message = "select() cannot be applied to a 0-dim tensor";
@@ -233,7 +233,7 @@ impl Tensor {
                 let part = Layout::contiguous(&old).slice(d, i, 1, 1).remove_dim(d);
                 scatter_into_zeros(g, &old, &part)
             }))
-        })())
+        }))
     }
 
     /// Elements `start`, `start + step`, … below `end` of a dimension. Bounds are clamped, and count from the
@@ -241,7 +241,7 @@ impl Tensor {
     #[track_caller]
     pub fn slice(&self, dim: i64, start: i64, end: i64, step: i64) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             if self.dim() == 0 {
                 let message = "slice() cannot be applied to a 0-dim tensor";
@@ -257,14 +257,14 @@ impl Tensor {
             let (a, b) = (clamp(start), clamp(end));
             let len = (b - a).max(0).unsigned_abs().div_ceil(step.unsigned_abs());
             self.cut(d, a as usize, len as usize, step as usize, "SliceBackward0", caller)
-        })())
+        }))
     }
 
     /// `len` elements of a dimension from `start` on (`torch.narrow`).
     #[track_caller]
     pub fn narrow(&self, dim: i64, start: i64, len: usize) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             if self.dim() == 0 {
                 let message = "narrow() cannot be applied to a 0-dim tensor";
@@ -280,7 +280,7 @@ impl Tensor {
                     Err(Error::at(caller, ErrorKind::Index, "narrow", message))
                 }
             }
-        })())
+        }))
     }
 
     fn cut(

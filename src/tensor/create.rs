@@ -5,7 +5,7 @@ use std::panic::Location;
 use parking_lot::RwLock;
 
 use super::{IntoDims, IntoShape, Tensor, dims};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::device::{Device, check_dtype};
 use crate::graph::dtype::{Bool, DType, Element, F32, I32, Scalar};
 use crate::graph::layout::{Dims, Layout, numel};
@@ -250,7 +250,7 @@ impl Options {
     #[track_caller]
     pub fn eye(&self, n: usize) -> Tensor {
         let caller = Location::caller();
-        self.finish((|| {
+        self.finish(on_line_of(caller, || {
             let shape = dims::shape([n, n], "eye", caller)?;
             let device = self.place();
             let dtype = self.dtype.unwrap_or(F32);
@@ -259,7 +259,7 @@ impl Options {
             let row = index(Layout::contiguous(&[n, 1])).expand(&shape[..]);
             let column = index(Layout::contiguous(&[n])).expand(&shape[..]);
             Ok(row.eq(&column).to(dtype))
-        })())
+        }))
     }
 
     /// The position of each coordinate in a layout, as numbers.
@@ -280,7 +280,7 @@ impl Options {
     ) -> Tensor {
         let caller = Location::caller();
         let (start, end, step) = (start.into(), end.into(), step.into());
-        self.finish((|| {
+        self.finish(on_line_of(caller, || {
             let float = [start, end, step].iter().any(|s| matches!(s, Scalar::Float(_)));
             let dtype = self.dtype.unwrap_or(if float { F32 } else { I32 });
             let (a, b, s) = (start.as_f64(), end.as_f64(), step.as_f64());
@@ -290,14 +290,14 @@ impl Options {
                 return Err(Error::at(caller, ErrorKind::Argument, "arange", message));
             }
             self.ramp(n as usize, start, step, dtype, "arange", caller)
-        })())
+        }))
     }
 
     /// See [`linspace`].
     #[track_caller]
     pub fn linspace(&self, start: f64, end: f64, steps: usize) -> Tensor {
         let caller = Location::caller();
-        self.finish((|| {
+        self.finish(on_line_of(caller, || {
             let dtype = self.dtype.unwrap_or(F32);
             let step = if steps > 1 { (end - start) / (steps - 1) as f64 } else { 0.0 };
             // From both ends, as PyTorch, so that the last is `end` exactly.
@@ -311,7 +311,7 @@ impl Options {
                 self.ramp(steps, Scalar::Float(-last), Scalar::Float(1.0), dtype, "linspace", caller)?;
             let high = down.mul(step).add(end);
             Ok(low.where_(&down.lt(-last / 2.0), &high))
-        })())
+        }))
     }
 
     /// `start + step * i` for `n` values of i.
@@ -367,7 +367,7 @@ impl Options {
     #[track_caller]
     pub fn randint(&self, low: i64, high: i64, shape: impl IntoShape) -> Tensor {
         let caller = Location::caller();
-        self.finish((|| {
+        self.finish(on_line_of(caller, || {
             let shape = dims::shape(shape, "randint", caller)?;
             let fits = |v: i64| i32::try_from(v).is_ok();
             if low >= high || !fits(low) || !fits(high - 1) {
@@ -376,7 +376,7 @@ impl Options {
             }
             let drawn = random::integers(&self.place(), low, high, &shape, caller);
             Ok(drawn.to(self.dtype.unwrap_or(I32)))
-        })())
+        }))
     }
 
     /// See [`tensor`].
@@ -384,11 +384,11 @@ impl Options {
     pub fn tensor<D: IntoData>(&self, data: D) -> Tensor {
         let caller = Location::caller();
         let natural = if D::Item::DTYPE == DType::F64 { F32 } else { D::Item::DTYPE };
-        self.finish((|| {
+        self.finish(on_line_of(caller, || {
             let fail = |message| Error::at(caller, ErrorKind::Shape, "tensor", message);
             let (values, shape) = data.into_data().map_err(fail)?;
             self.upload(&values, &shape, self.dtype.unwrap_or(natural), caller)
-        })())
+        }))
     }
 
     /// A tensor of `shape` with these values, row-major.
@@ -401,14 +401,14 @@ impl Options {
     #[track_caller]
     pub fn from_slice<T: Element>(&self, values: &[T], shape: impl IntoShape) -> Tensor {
         let caller = Location::caller();
-        self.finish((|| {
+        self.finish(on_line_of(caller, || {
             let shape = dims::shape(shape, "from_slice", caller)?;
             if numel(&shape) != values.len() {
                 let message = format!("{} values do not fill shape {:?}", values.len(), &shape[..]);
                 return Err(Error::at(caller, ErrorKind::Shape, "from_slice", message));
             }
             self.upload(values, &shape, self.dtype.unwrap_or(T::DTYPE), caller)
-        })())
+        }))
     }
 
     /// Converted on the host, so that the device need not know the values' own type.
@@ -438,13 +438,13 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn from_bytes(device: &Device, dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             check_dtype(device, dtype, "tensor", caller)?;
             let shape = dims::shape(shape, "tensor", caller)?;
             debug_assert_eq!(numel(&shape) * dtype.size(), bytes.len());
             let buffer = device.upload(bytes, caller, "tensor")?;
             Ok(Tensor::from_node(Node::ready(device, dtype, &shape, buffer, caller)))
-        })())
+        }))
     }
 
     fn like(&self) -> Options {

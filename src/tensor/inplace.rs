@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Tensor;
 use crate::autograd::is_grad_enabled;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::ops::cast::to_dtype;
 use crate::ops::elementwise::FILL;
 use crate::ops::record::{Arg, Caller, first_error};
@@ -80,7 +80,7 @@ impl Tensor {
     }
 
     fn replace(&self, value: Arg, op: &'static str, caller: Caller) -> Tensor {
-        Tensor::from_result((|| {
+        Tensor::from_result(on_line_of(caller, || {
             first_error([self])?;
             let value = match value {
                 Arg::Tensor(t) => Arg::Tensor(to_dtype(&t, self.dtype(), caller)),
@@ -90,7 +90,7 @@ impl Tensor {
             };
             let new = FILL.try_call(&[Arg::from(self), value], caller)?;
             self.write(new, op, caller)
-        })())
+        }))
     }
 
     fn like_scalar(&self, s: crate::graph::dtype::Scalar) -> Tensor {

@@ -55,3 +55,37 @@ fn bad_inputs_are_refused() {
     }
     failures.finish(bad.len());
 }
+
+/// Indices are known to the device only: those out of range are an error where values are read, and nowhere before.
+#[test]
+fn indices_out_of_range_are_errors_when_read() {
+    for device in devices() {
+        let o = || options().device(&device);
+        let x = o().requires_grad(true).ones([3, 2]);
+        for index in [3, -1, i32::MAX, i32::MIN] {
+            let index = o().tensor([0, index]);
+            let two = o().ones([2, 2]);
+            let results = [
+                x.index_select(0, &index),
+                x.gather(0, &index.unsqueeze(1)),
+                x.embedding(&index),
+                x.detach().scatter_add(0, &index.unsqueeze(1).expand([2, 2]), &two),
+                x.cross_entropy(&cat(&[&index, &o().tensor([0])], 0)),
+            ];
+            for (k, out) in results.into_iter().enumerate() {
+                assert!(
+                    out.error().is_none(),
+                    "{k} with {index} known too early on {device}: {:?}",
+                    out.error()
+                );
+                let Err(error) = (&out * 2).sum().to_vec::<f32>() else {
+                    panic!("result {k} with index {index} on {device} was read");
+                };
+                assert_eq!(error.kind(), ErrorKind::Index, "{k} on {device}: {error}");
+                assert!(error.caller().file().ends_with("errors.rs"), "{k} on {device}: {error}");
+            }
+        }
+        // And goes on.
+        assert_eq!(x.index_select(0, &o().tensor([2, 0])).sum().item::<f32>().unwrap(), 4.0);
+    }
+}
