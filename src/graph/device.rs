@@ -7,9 +7,10 @@ use std::panic::Location;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
+use super::doubt;
 use super::dtype::{DType, Scalar};
 use super::kernel::{Command, Slot};
 use super::node::{HASHER, Node, Operand, Recipe, State};
@@ -28,6 +29,9 @@ struct Executor {
     pending: Mutex<Pending>,
     engine: Mutex<Engine>,
     generator: Mutex<Generator>,
+    /// Results of kernels that may have refused their data, until the device has been asked.
+    doubtful: Mutex<Vec<Weak<Node>>>,
+    settling: Mutex<()>,
 }
 
 /// What was recorded since the last full flush.
@@ -76,6 +80,8 @@ impl Device {
             pending: Mutex::default(),
             engine: Mutex::default(),
             generator: Mutex::new(Generator { seed: 0, offset: 0 }),
+            doubtful: Mutex::default(),
+            settling: Mutex::new(()),
         }))
     }
 
@@ -181,7 +187,16 @@ impl Device {
     /// Runs what is pending and waits until the device has nothing left to do.
     pub fn synchronize(&self) -> Result<()> {
         self.flush();
-        self.0.backend.synchronize().map_err(|fault| fault_error(fault, Location::caller(), "synchronize"))
+        let done = self.settling(|| self.0.backend.synchronize());
+        done.map_err(|fault| fault_error(fault, Location::caller(), "synchronize"))
+    }
+
+    pub(super) fn doubtful(&self) -> MutexGuard<'_, Vec<Weak<Node>>> {
+        self.0.doubtful.lock()
+    }
+
+    pub(super) fn settling_lock(&self) -> MutexGuard<'_, ()> {
+        self.0.settling.lock()
     }
 
     /// Gives memory that is kept for reuse back to the system.
@@ -244,8 +259,13 @@ impl Device {
             }
             return flush.fail(&plan, fault);
         }
+        let doubt = if self.is_cpu() { None } else { doubt::slots(&plan, &flush.leaves) };
         for &(i, slot) in &plan.outputs {
-            flush.nodes[i].settle(State::Ready(buffers[slot as usize].clone()));
+            let node = &flush.nodes[i];
+            node.settle(State::Ready(buffers[slot as usize].clone()));
+            if doubt.as_ref().is_some_and(|slots| slots[slot as usize]) {
+                doubt::remember(&mut self.doubtful(), node);
+            }
         }
     }
 }

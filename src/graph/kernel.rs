@@ -139,6 +139,10 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     fn fuses_epilogue(&self) -> bool {
         false
     }
+    /// Whether it can meet data that it must refuse (an index out of range), which a GPU can only tell afterwards.
+    fn checks_data(&self) -> bool {
+        false
+    }
     /// Fewest operations that compute it, for plan reports and benchmarks.
     fn flops(&self, call: &Structured) -> u64 {
         call.out_shape.iter().product::<usize>() as u64
@@ -196,6 +200,12 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether this may refuse its data.
+    pub fn checks_data(&self) -> bool {
+        let Command::Dispatch { kernel, .. } = self else { return false };
+        matches!(&kernel.body, Body::Structured(call) if call.op.0.checks_data())
+    }
+
     /// The slots that this command changes.
     pub fn writes(&self) -> Vec<Slot> {
         match self {

@@ -2,6 +2,7 @@
 
 mod arrange;
 pub mod device;
+mod doubt;
 pub mod dtype;
 mod emit;
 pub mod kernel;

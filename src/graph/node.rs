@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -27,6 +27,8 @@ pub struct Node {
     /// The user's line that recorded it.
     pub caller: &'static Location<'static>,
     pub(super) state: Mutex<State>,
+    /// Computed from data that the device has yet to vouch for (see `doubt.rs`).
+    pub(super) in_doubt: AtomicBool,
     /// The executor's mark: epoch in the high half, index within the current collection in the low.
     pub(super) mark: AtomicU64,
 }
@@ -137,6 +139,7 @@ impl Node {
             shape: Dims::from_slice(shape),
             caller: crate::error::line(caller),
             state: Mutex::new(state),
+            in_doubt: AtomicBool::new(false),
             mark: AtomicU64::new(0),
         })
     }

@@ -126,6 +126,10 @@ impl StructuredOp for Gather {
         true
     }
 
+    fn checks_data(&self) -> bool {
+        true
+    }
+
     fn flops(&self, _: &Structured) -> u64 {
         0
     }
@@ -191,6 +195,10 @@ impl StructuredOp for ScatterAdd {
 
     fn key(&self) -> Vec<u64> {
         vec![self.dim as u64, self.size as u64]
+    }
+
+    fn checks_data(&self) -> bool {
+        true
     }
 
     fn flops(&self, call: &Structured) -> u64 {

@@ -4,7 +4,6 @@ use std::panic::Location;
 
 use super::Tensor;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::device::fault_error;
 use crate::graph::dtype::{Bool, DType, Element, F32, F64, I32, Scalar, U32};
 
 /// Stored values as numbers that hold each exactly.
@@ -26,7 +25,7 @@ impl Tensor {
         let size = self.dtype().size();
         let start = self.layout().offset * size;
         let range = start..start + self.numel() * size;
-        node.device.backend().download(&buffer, range).map_err(|f| fault_error(f, node.caller, ""))
+        node.device.download(&node, &buffer, range)
     }
 
     /// The values in row-major order (`Tensor.tolist`, flattened). Runs what they need, and waits for it.
@@ -50,8 +49,8 @@ impl Tensor {
             let buffer = node.device.force(&node)?;
             let size = whole.dtype().size();
             let start = whole.layout().offset * size;
-            let reading = node.device.backend().download_async(&buffer, start..start + whole.numel() * size);
-            let bytes = reading.await.map_err(|f| fault_error(f, node.caller, ""))?;
+            let range = start..start + whole.numel() * size;
+            let bytes = node.device.download_async(node.clone(), buffer, range).await?;
             Ok(T::from_bytes(&bytes))
         }
     }
