@@ -3,7 +3,6 @@
 //! is set, they carry the error, and nothing that was computed from garbage is ever read as a result.
 
 use std::ops::Range;
-use std::panic::Location;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -106,9 +105,9 @@ impl Device {
     /// Everything in doubt carries the fault.
     fn condemn(&self, fault: &Fault, mut doubtful: Vec<Weak<Node>>) {
         doubtful.append(&mut self.doubtful());
-        let error = fault_error(fault.clone(), Location::caller(), "");
         for node in doubtful.iter().filter_map(Weak::upgrade) {
-            node.settle(State::Failed(error.clone()));
+            // The message names the op at fault and its line.
+            node.settle(State::Failed(fault_error(fault.clone(), node.caller, "")));
         }
     }
 }
