@@ -58,3 +58,16 @@ fn threads_may_share_tensors() {
         });
     }
 }
+
+#[test]
+fn no_thread_loses_a_gradient() {
+    for device in devices() {
+        let w = options().device(&device).requires_grad(true).ones([8]);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..25).for_each(|_| (&w * 2).sum().backward().unwrap()));
+            }
+        });
+        assert_eq!(w.grad().unwrap().to_vec::<f32>().unwrap(), [200.0; 8], "on {device}");
+    }
+}

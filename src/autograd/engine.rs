@@ -5,6 +5,7 @@ use std::panic::Location;
 use std::slice;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::function::{Edge, GradFn, Work};
@@ -330,7 +331,13 @@ fn keep_retained(f: &GradFn, grads: &[Option<Tensor>], create_graph: bool) {
 
 /// Adds to a tensor's `grad`, into the same tensor where there is one, as PyTorch does.
 fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) {
-    match leaf.grad() {
+    // Passes of several threads may end in one leaf, and none's gradient may be lost. Adding is only recorded
+    // here, so one lock for all leaves is held for an instant.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock();
+    // Not `grad()`, which warns of non-leaves.
+    let old = leaf.meta().grad.clone();
+    match old {
         None if create_graph => leaf.set_grad(Some(grad)),
         // A view of something (a sum's gradient is one number, expanded) could not be written to.
         None => {
