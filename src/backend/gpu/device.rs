@@ -10,7 +10,7 @@ use crate::backend::{Caps, Fault};
 use crate::error::ErrorKind;
 
 use super::pool::Pool;
-use super::{AdapterClass, AdapterInfo, Gpu, codegen};
+use super::{AdapterClass, AdapterInfo, Gpu, codegen, disk};
 
 static ADAPTERS: LazyLock<Vec<wgpu::Adapter>> = LazyLock::new(|| {
     // GL only where there is nothing else: looking for it is slow and noisy.
@@ -118,7 +118,8 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let uniform = info.subgroup_min_size == info.subgroup_max_size;
     let subgroup_size =
         (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
-    let info = AdapterInfo { name: info.name.clone(), class: class(&info), limits, features, subgroup_size };
+    let (class, id) = (class(&info), disk::id(&info));
+    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.

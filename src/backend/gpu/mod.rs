@@ -2,6 +2,7 @@
 
 mod codegen;
 mod device;
+mod disk;
 mod pipeline;
 mod pool;
 mod read;
@@ -44,6 +45,8 @@ pub enum AdapterClass {
 #[derive(Clone, Debug)]
 pub struct AdapterInfo {
     pub name: String,
+    /// Names what is kept on disk for this adapter and driver.
+    pub id: String,
     pub class: AdapterClass,
     pub limits: wgpu::Limits,
     pub features: wgpu::Features,
@@ -88,7 +91,8 @@ impl Gpu {
         pool: Arc<pool::Pool>,
     ) -> Gpu {
         let status = Arc::new(Mutex::new(run::Status::new(&device)));
-        let (pipelines, runner, reader) = Default::default();
+        let pipelines = pipeline::Pipelines::new(&device, &info);
+        let (runner, reader) = Default::default();
         Gpu { info, caps, device, queue, faults, pool, pipelines, runner, reader, status }
     }
 

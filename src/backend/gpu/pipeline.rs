@@ -11,9 +11,9 @@ use crate::backend::{Fault, report};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Command, Kernel, Recording, Slot};
 
-use super::AdapterInfo;
 use super::codegen::{self, Call};
 use super::device::scoped;
+use super::{AdapterInfo, disk};
 
 /// What `compile` makes of a recording.
 pub struct Plan {
@@ -73,8 +73,8 @@ pub struct Layout {
 }
 
 /// All pipelines of a device, by their code.
-#[derive(Default)]
 pub struct Pipelines {
+    cache: Option<Cache>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     layouts: Mutex<HashMap<LayoutKey, Arc<Layout>>>,
 }
@@ -85,7 +85,45 @@ struct Wanted {
     call: Call,
 }
 
+/// The driver's own cache, kept on disk where the driver has one.
+struct Cache {
+    raw: wgpu::PipelineCache,
+    file: String,
+    /// The size of what the file has.
+    kept: Mutex<usize>,
+}
+
+impl Cache {
+    fn open(device: &wgpu::Device, info: &AdapterInfo) -> Option<Cache> {
+        if !info.features.contains(wgpu::Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let file = format!("pipelines-{}", info.id);
+        let data = disk::load(&file);
+        let descriptor = wgpu::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
+        // SAFETY: the data are what `keep` got from a cache of the same adapter and driver; `disk` has checked
+        // that they are whole.
+        let raw = scoped(device, || unsafe { device.create_pipeline_cache(&descriptor) }).ok()?;
+        let kept = Mutex::new(data.map_or(0, |d| d.len()));
+        Some(Cache { raw, file, kept })
+    }
+
+    /// Writes it to disk if there is something new in it.
+    fn keep(&self) {
+        let mut kept = self.kept.lock();
+        if let Some(data) = self.raw.get_data().filter(|data| data.len() > *kept) {
+            disk::store(&self.file, &data);
+            *kept = data.len();
+        }
+    }
+}
+
 impl Pipelines {
+    pub fn new(device: &wgpu::Device, info: &AdapterInfo) -> Pipelines {
+        let (pipelines, layouts) = Default::default();
+        Pipelines { cache: Cache::open(device, info), pipelines, layouts }
+    }
+
     pub fn compile(
         &self,
         device: &wgpu::Device,
@@ -108,11 +146,17 @@ impl Pipelines {
             .map(|w| {
                 let kernel = kernel(recording, w.command);
                 let layout = self.layout(device, &w.layout)?;
-                let pipeline = build(device, kernel.map_or("", |k| &k.label), &w.call, layout);
+                let label = kernel.map_or("", |k| &k.label);
+                let pipeline = build(device, self.cache.as_ref(), label, &w.call, layout);
                 Ok((key(&w.call), pipeline.map_err(|f| Fault { command: Some(w.command), ..f })?))
             })
             .collect::<Result<_, Fault>>()?;
         let new_pipelines = made.len();
+        if new_pipelines > 0
+            && let Some(cache) = &self.cache
+        {
+            cache.keep();
+        }
         let mut known = self.pipelines.lock();
         known.extend(made.into_iter().map(|(key, pipeline)| (key, Arc::new(pipeline))));
 
@@ -239,7 +283,13 @@ fn reserve(uniforms: &mut Vec<u8>, bytes: usize, align: usize) -> (u32, u32) {
     (at as u32, bytes as u32)
 }
 
-fn build(device: &wgpu::Device, label: &str, call: &Call, layout: Arc<Layout>) -> Result<Pipeline, Fault> {
+fn build(
+    device: &wgpu::Device,
+    cache: Option<&Cache>,
+    label: &str,
+    call: &Call,
+    layout: Arc<Layout>,
+) -> Result<Pipeline, Fault> {
     if report::level() >= 4 {
         eprintln!("{}", call.wgsl);
     }
@@ -258,7 +308,7 @@ fn build(device: &wgpu::Device, label: &str, call: &Call, layout: Arc<Layout>) -
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: cache.map(|c| &c.raw),
         })
     });
     let raw = raw.map_err(|f| Fault { message: format!("kernel {label}: {}", f.message), ..f })?;
