@@ -29,9 +29,9 @@ mod table {
     use crate::lint;
     use crate::template::{self, Fill, Library};
 
-    type Files = Vec<(String, PathBuf, String)>;
+    type Files = Vec<(String, String)>;
 
-    /// Name, path and text of the `.wgsl` files of a folder, sorted.
+    /// Name and text of the `.wgsl` files of a folder, sorted.
     fn wgsl_files(folder: &Path) -> Result<Files, String> {
         let mut out = vec![];
         for entry in fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
@@ -39,7 +39,7 @@ mod table {
             if path.extension().is_some_and(|e| e == "wgsl") {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-                out.push((name, path, text));
+                out.push((name, text));
             }
         }
         out.sort();
@@ -50,14 +50,14 @@ mod table {
         let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
         let shared = wgsl_files(&root.join("shaders/shared"))?;
         let shaders = wgsl_files(&root.join("shaders"))?;
-        let library = Library::new(shared.iter().map(|(name, _, text)| (name.as_str(), text.as_str())))?;
+        let library = Library::new(shared.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
         check_shared(&library, &shared)?;
 
         let mut out = String::from("// Written by build.rs.\n\n");
         list(&mut out, "SHARED", "shared functions", &shared);
         list(&mut out, "SHADERS", "templates", &shaders);
         let mut faults = vec![];
-        for (name, _, text) in &shaders {
+        for (name, text) in &shaders {
             match check_shader(&library, name, text) {
                 Ok(module) => out += &module,
                 Err(fault) => faults.push(fault),
@@ -73,15 +73,15 @@ mod table {
     fn list(out: &mut String, constant: &str, what: &str, files: &Files) {
         let _ =
             writeln!(out, "/// Name and text of the {what}.\npub static {constant}: &[(&str, &str)] = &[");
-        for (name, path, _) in files {
-            let _ = writeln!(out, "    ({name:?}, include_str!({:?})),", path.display().to_string());
+        for (name, text) in files {
+            let _ = writeln!(out, "    ({name:?}, {text:?}),");
         }
         out.push_str("];\n\n");
     }
 
     /// Checks each file of shared functions at both widths.
     fn check_shared(library: &Library, files: &Files) -> Result<(), String> {
-        for (file, _, _) in files {
+        for (file, _) in files {
             let mut mention = String::new();
             for name in library.names(file) {
                 let _ = writeln!(mention, "{name} {name}4");
