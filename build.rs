@@ -87,7 +87,8 @@ mod table {
                 let _ = writeln!(mention, "{name} {name}4");
             }
             let text = library.link(&[(&mention, None)]);
-            lint::check(&format!("shaders/shared/{file}.wgsl"), &text, false)?;
+            let extras = lint::Extras { pairs: file == "pairs", ..Default::default() };
+            lint::check(&format!("shaders/shared/{file}.wgsl"), &text, extras)?;
         }
         Ok(())
     }
@@ -104,8 +105,9 @@ mod table {
         for (label, defines) in template::variants(text).map_err(|e| format!("shaders/{name}.wgsl: {e}"))? {
             let path = format!("shaders/{name}.wgsl (variant {label})");
             let wgsl = expand_for_check(library, text, &defines).map_err(|e| format!("{path}: {e}"))?;
-            let subgroups = defines.iter().any(|(name, value)| name == "SUBGROUP" && value != "0");
-            let module = lint::check(&path, &wgsl, subgroups)?;
+            let on = |wanted: &str| defines.iter().any(|(name, value)| name == wanted && value != "0");
+            let extras = lint::Extras { subgroups: on("SUBGROUP"), pairs: on("PAIRS") };
+            let module = lint::check(&path, &wgsl, extras)?;
             let reflected = Reflected { params: lint::params(&path, &module)? };
             for entry in &module.entry_points {
                 entries.entry(entry.name.clone()).or_default().insert(entry.workgroup_size);

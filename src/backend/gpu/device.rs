@@ -91,6 +91,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         & (wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_INT64
             | wgpu::Features::PIPELINE_CACHE);
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("wgrad"),
@@ -119,7 +120,8 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let subgroup_size =
         (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
     let (class, id) = (class(&info), disk::id(&info));
-    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size };
+    let pairs = class == AdapterClass::Software && features.contains(wgpu::Features::SHADER_INT64);
+    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size, pairs };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.

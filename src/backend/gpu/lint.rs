@@ -7,20 +7,30 @@ const MAX_INVOCATIONS: u32 = 256;
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 const MAX_STORAGE_BUFFERS: usize = 8;
 
-/// Parses, validates and lints. Only variants for adapters that have subgroups may use them.
-pub fn check(path: &str, wgsl: &str, subgroups: bool) -> Result<Module, String> {
+/// What a variant for some adapters only may use beyond what browsers grant.
+#[derive(Clone, Copy, Default)]
+pub struct Extras {
+    pub subgroups: bool,
+    /// Words of 64 bits.
+    pub pairs: bool,
+}
+
+/// Parses, validates and lints.
+pub fn check(path: &str, wgsl: &str, extras: Extras) -> Result<Module, String> {
     use naga::valid::Capabilities;
+    let mut capabilities = Capabilities::empty();
+    capabilities.set(Capabilities::SUBGROUP, extras.subgroups);
+    capabilities.set(Capabilities::SHADER_INT64, extras.pairs);
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let flags = naga::valid::ValidationFlags::all();
-    let info = naga::valid::Validator::new(
-        flags,
-        if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() },
-    )
-    .validate(&module)
-    .map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
+    let info = naga::valid::Validator::new(flags, capabilities)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let fault = |what: String| Err(format!("{path}: {what}"));
 
-    if module.types.iter().any(|(_, t)| matches!(t.inner, TypeInner::Scalar(Scalar { width: 8, .. }))) {
+    if !extras.pairs
+        && module.types.iter().any(|(_, t)| matches!(t.inner, TypeInner::Scalar(Scalar { width: 8, .. })))
+    {
         return fault("64-bit numbers are not WebGPU's".into());
     }
     let storage = |g: &naga::GlobalVariable| matches!(g.space, AddressSpace::Storage { .. });

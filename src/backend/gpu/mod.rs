@@ -52,6 +52,8 @@ pub struct AdapterInfo {
     pub features: wgpu::Features,
     /// Invocations in a subgroup, where shaders may use subgroups and all have one size.
     pub subgroup_size: Option<u32>,
+    /// Whether generated kernels move memory in words of 64 bits.
+    pub pairs: bool,
 }
 
 /// One dispatch of a hand-written shader from `shaders/`.

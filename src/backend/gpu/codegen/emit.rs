@@ -32,11 +32,57 @@ pub fn storage_type(dtype: DType, wide: bool) -> &'static str {
 }
 
 /// A buffer as the shader declares it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Buffer {
     pub name: String,
-    /// Declared as `array<vec4<…>>`.
+    /// Declared as an array of fours.
     pub wide: bool,
+    /// Those fours are `vec2<u64>`, not `vec4<…>`: software adapters pay for each word that a lane reads or writes,
+    /// whatever its size.
+    pub pairs: bool,
+}
+
+impl Buffer {
+    /// The type of the array's elements.
+    pub fn element_type(&self, dtype: DType) -> &'static str {
+        if self.wide && self.pairs { "vec2<u64>" } else { storage_type(dtype, self.wide) }
+    }
+
+    /// The `vec4` at a place of a wide buffer.
+    fn load_four(&self, at: &str, ty: &str) -> String {
+        match self.pairs {
+            true => format!("bitcast<{ty}>(from_pairs({}[{at}]))", self.name),
+            false => format!("{}[{at}]", self.name),
+        }
+    }
+
+    /// One of its elements, by position.
+    fn load_one(&self, at: &str, ty: &str) -> String {
+        match (self.wide, self.pairs) {
+            (false, _) => format!("{}[{at}]", self.name),
+            (true, false) => format!("{}[({at}) / 4u][({at}) % 4u]", self.name),
+            (true, true) => {
+                format!("bitcast<{ty}>(from_pairs({}[({at}) / 4u])[({at}) % 4u])", self.name)
+            }
+        }
+    }
+
+    /// The statement that writes a `vec4`.
+    fn store_four(&self, at: &str, value: &str) -> String {
+        match self.pairs {
+            true => format!("{}[{at}] = to_pairs(bitcast<vec4<u32>>({value}));", self.name),
+            false => format!("{}[{at}] = {value};", self.name),
+        }
+    }
+
+    /// The statement that writes one element. (A buffer of pairs has no such stores: two invocations must not
+    /// share a word.)
+    fn store_one(&self, at: &str, value: &str) -> String {
+        match self.wide {
+            true => format!("{}[({at}) / 4u][({at}) % 4u] = {value};", self.name),
+            false => format!("{}[{at}] = {value};", self.name),
+        }
+    }
 }
 
 /// Numbers that the host gives with each dispatch, so that kernels which differ in them share a pipeline.
@@ -210,17 +256,17 @@ impl<'a> Printer<'a> {
             let layout = &store.to.layout;
             let Some(vector) = space.vector else {
                 let at = self.address(layout, 1, &mut scope);
-                self.line(&format!("{} = {value};", element(&buffer, &at)));
+                self.line(&buffer.store_one(&at, &value));
                 continue;
             };
             if buffer.wide && four(layout, vector) == Four::Together {
                 let at = self.address(layout, 4, &mut scope);
                 let Some(left) = left else {
-                    self.line(&format!("{}[{at}] = {value};", buffer.name));
+                    self.line(&buffer.store_four(&at, &value));
                     continue;
                 };
                 self.open(&format!("if {left} >= 4u {{"));
-                self.line(&format!("{}[{at}] = {value};", buffer.name));
+                self.line(&buffer.store_four(&at, &value));
                 self.indent -= 1;
                 self.open("} else {");
                 for lane in 0..3 {
@@ -234,9 +280,10 @@ impl<'a> Printer<'a> {
             }
             let at = self.address(layout, 1, &mut scope);
             for lane in 0..4 {
-                let place = element(&buffer, &plus(&at, lane * layout.strides[vector]));
+                let place = plus(&at, lane * layout.strides[vector]);
                 let guard = left.map_or(String::new(), |left| format!("if {left} > {lane}u "));
-                self.line(&format!("{guard}{{ {place} = {value}[{lane}]; }}"));
+                let store = buffer.store_one(&place, &format!("{value}[{lane}]"));
+                self.line(&format!("{guard}{{ {store} }}"));
             }
         }
     }
@@ -244,17 +291,17 @@ impl<'a> Printer<'a> {
     fn load(&mut self, access: &Access, scope: &mut Scope) -> String {
         let buffer = self.buffers[usize::from(access.binding)].clone();
         let layout = &access.layout;
-        let ty = storage_type(access.dtype, true);
+        let (one, ty) = (storage_type(access.dtype, false), storage_type(access.dtype, true));
         let text = match scope.space.vector.map(|v| (v, four(layout, v))) {
-            None => element(&buffer, &self.address(layout, 1, scope)),
-            Some((_, Four::Together)) if buffer.wide => {
-                format!("{}[{}]", buffer.name, self.address(layout, 4, scope))
+            None => buffer.load_one(&self.address(layout, 1, scope), one),
+            Some((_, Four::Together)) if buffer.wide => buffer.load_four(&self.address(layout, 4, scope), ty),
+            Some((_, Four::Same)) => {
+                format!("{ty}({})", buffer.load_one(&self.address(layout, 1, scope), one))
             }
-            Some((_, Four::Same)) => format!("{ty}({})", element(&buffer, &self.address(layout, 1, scope))),
             Some((vector, _)) => {
                 let at = self.address(layout, 1, scope);
                 let [a, b, c, d] =
-                    [0, 1, 2, 3].map(|l| element(&buffer, &plus(&at, l * layout.strides[vector])));
+                    [0, 1, 2, 3].map(|l| buffer.load_one(&plus(&at, l * layout.strides[vector]), one));
                 format!("{ty}({a}, {b}, {c}, {d})")
             }
         };
@@ -386,13 +433,6 @@ fn times(text: &str, factor: usize) -> Option<String> {
 
 fn plus(text: &str, add: usize) -> String {
     if add == 0 { text.to_string() } else { format!("{text} + {add}u") }
-}
-
-fn element(buffer: &Buffer, at: &str) -> String {
-    match buffer.wide {
-        true => format!("{}[({at}) / 4u][({at}) % 4u]", buffer.name),
-        false => format!("{}[{at}]", buffer.name),
-    }
 }
 
 fn scalar(slot: u16, dtype: DType, wide: bool) -> String {

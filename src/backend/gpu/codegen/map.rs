@@ -4,18 +4,28 @@ use crate::graph::kernel::Kernel;
 use crate::graph::program::Program;
 
 use super::super::template::Library;
+use super::super::{AdapterClass, AdapterInfo};
 use super::emit::{Buffer, Four, Group, Printer, Space, divides, four, stores_by_four};
-use super::{Call, WORKGROUP, finish, grid};
+use super::{Call, SOFTWARE_WORKGROUP, WORKGROUP, finish, grid};
+use crate::ops::dispatch::MAX_TURNS;
 
-pub fn map(kernel: &Kernel, jobs: &[Program], library: &Library) -> Call {
+/// Turns of an invocation's loop on a software adapter, where there is work for so many: starting an invocation costs
+/// as much as copying four elements.
+const TURNS: usize = 16;
+/// More workgroups than this gain nothing there.
+const GROUPS: usize = 256;
+
+pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Library) -> Call {
+    let software = info.class == AdapterClass::Software;
     let jobs: Vec<&Program> = jobs.iter().filter(|j| j.numel() > 0).collect();
     let vector: Vec<Option<usize>> =
         jobs.iter().map(|j| stores_by_four(j).then(|| j.shape.len() - 1)).collect();
+    let cut = |job: &Program, vector: Option<usize>| vector.is_some() && !job.numel().is_multiple_of(4);
 
-    // A buffer is an array of `vec4` where some access wants that and no store must write single elements
-    // (two invocations must not share a `vec4`).
-    let mut buffers: Vec<Buffer> =
-        (0..kernel.bindings.len()).map(|i| Buffer { name: format!("b{i}"), wide: false }).collect();
+    // A buffer is an array of fours where some access wants that and no store must write single elements
+    // (two invocations must not share a four).
+    let buffer = |i| Buffer { name: format!("b{i}"), wide: false, pairs: info.pairs };
+    let mut buffers: Vec<Buffer> = (0..kernel.bindings.len()).map(buffer).collect();
     for (job, vector) in jobs.iter().zip(&vector) {
         for access in job.loads.iter().chain(job.stores.iter().map(|s| &s.to)) {
             let together = vector.is_some_and(|v| four(&access.layout, v) == Four::Together);
@@ -23,8 +33,10 @@ pub fn map(kernel: &Kernel, jobs: &[Program], library: &Library) -> Call {
         }
     }
     for (job, vector) in jobs.iter().zip(&vector) {
-        for store in job.stores.iter().filter(|_| vector.is_none()) {
-            buffers[usize::from(store.to.binding)].wide = false;
+        for store in &job.stores {
+            let buffer = &mut buffers[usize::from(store.to.binding)];
+            buffer.wide &= vector.is_some();
+            buffer.pairs &= !cut(job, *vector);
         }
     }
 
@@ -32,23 +44,37 @@ pub fn map(kernel: &Kernel, jobs: &[Program], library: &Library) -> Call {
     let width = p.numbers.add(0); // of the grid; known at the end
     p.line(&format!("let group = wid.x + wid.y * {width};"));
     let mut groups = 0;
+    let workgroup = if software { SOFTWARE_WORKGROUP } else { WORKGROUP };
     for (number, (job, &vector)) in jobs.iter().zip(&vector).enumerate() {
         let units = if vector.is_some() { job.numel().div_ceil(4) } else { job.numel() };
+        let full = units.div_ceil(workgroup);
+        let turns = match software {
+            true => TURNS.max(full.div_ceil(GROUPS)).min(MAX_TURNS),
+            false => 1,
+        };
         let first = groups;
-        groups += units.div_ceil(WORKGROUP);
+        groups += full.div_ceil(turns);
         let one = jobs.len() == 1;
-        let mut index = format!("group * {WORKGROUP}u + lid");
+        let mut group = "group".to_string();
         if !one {
             let end = p.numbers.add(groups as u32);
             let or = if number == 0 { "" } else { "} else " };
             p.open(&format!("{or}if group < {end} {{"));
             if first > 0 {
-                index = format!("(group - {}) * {WORKGROUP}u + lid", p.numbers.add(first as u32));
+                group = format!("(group - {})", p.numbers.add(first as u32));
             }
         }
         let i = p.name("i");
-        p.line(&format!("let {i} = {index};"));
-        let cut = vector.is_some() && !job.numel().is_multiple_of(4);
+        if software {
+            // Where every invocation of a subgroup skips an `if`, such an adapter runs it all the same, without
+            // effect; of a loop it runs one turn.
+            let (turn, count) = (p.name("turn"), p.numbers.add(turns as u32));
+            p.open(&format!("for (var {turn} = 0u; {turn} < {count} + (lid >> 31u); {turn} += 1u) {{"));
+            p.line(&format!("let {i} = ({group} * {count} + {turn}) * {workgroup}u + lid;"));
+        } else {
+            p.line(&format!("let {i} = {group} * {workgroup}u + lid;"));
+        }
+        let cut = cut(job, vector);
         let limit = p.numbers.add(if cut { job.numel() } else { units } as u32);
         p.open(&match cut {
             true => format!("if {i} * 4u < {limit} {{"),
@@ -56,6 +82,9 @@ pub fn map(kernel: &Kernel, jobs: &[Program], library: &Library) -> Call {
         });
         body(&mut p, job, vector, &i, cut.then(|| format!("({limit} - {i} * 4u)")));
         p.close();
+        if software {
+            p.close();
+        }
         p.indent -= usize::from(!one);
     }
     if jobs.len() > 1 {
@@ -63,7 +92,7 @@ pub fn map(kernel: &Kernel, jobs: &[Program], library: &Library) -> Call {
     }
     let workgroups = grid(groups);
     p.numbers.words[0] = workgroups[0];
-    finish(kernel, p, WORKGROUP, "", workgroups)
+    finish(kernel, p, workgroup, "", workgroups)
 }
 
 /// One program at linear index `i`.

@@ -15,12 +15,14 @@ use crate::graph::program::{Inst, Program};
 
 use super::template::{self, Fill, Library};
 use super::{AdapterClass, AdapterInfo, ShaderCall, kernels};
-use emit::{Buffer, Group, Numbers, Printer, Space, four, register_type, storage_type, stores_by_four};
+use emit::{Buffer, Group, Numbers, Printer, Space, four, register_type, stores_by_four};
 
 pub use reduce::split;
 
 /// Invocations in a workgroup of a generated kernel.
 pub const WORKGROUP: usize = 64;
+/// On a software adapter: the lanes that it runs at once.
+pub const SOFTWARE_WORKGROUP: usize = 8;
 /// WebGPU's limit in each dimension of a grid.
 pub const MAX_WORKGROUPS: u32 = 65_535;
 
@@ -67,13 +69,13 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault>
     }
     let mut calls = match &kernel.body {
         Body::Map(jobs) if jobs.iter().all(|j| j.numel() == 0) => vec![],
-        Body::Map(jobs) => vec![map::map(kernel, jobs, library()?)],
+        Body::Map(jobs) => vec![map::map(kernel, jobs, info, library()?)],
         Body::Reduce(r) if r.outputs() == 0 => vec![],
         Body::Reduce(r) => vec![reduce::reduce(kernel, r, info.class, library()?)?],
         Body::Structured(s) if largest == 0 && s.post.numel() == 0 => vec![],
         Body::Structured(s) => {
             let calls = s.op.0.gpu(s, info);
-            calls.iter().map(|call| structured(kernel, s, call)).collect::<Result<_, Fault>>()?
+            calls.iter().map(|call| structured(kernel, s, call, info)).collect::<Result<_, Fault>>()?
         }
     };
     if let Some(last) = calls.last_mut() {
@@ -138,12 +140,12 @@ fn declare_scalars(kernel: &Kernel, out: &mut String) {
 
 fn declare(i: usize, buffer: &Buffer, dtype: DType, written: bool, out: &mut String) {
     let access = if written { "read_write" } else { "read" };
-    let (ty, at) = (storage_type(dtype, buffer.wide), i + 2);
+    let (ty, at) = (buffer.element_type(dtype), i + 2);
     let _ = writeln!(out, "@group(0) @binding({at}) var<storage, {access}> {}: array<{ty}>;", buffer.name);
 }
 
 /// A hand-written template with its epilogue.
-fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall) -> Result<Call, Fault> {
+fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &AdapterInfo) -> Result<Call, Fault> {
     let wrong = |what: String| fault(ErrorKind::Backend, format!("shader {}: {what}", call.shader));
     if call.workgroups.iter().any(|&n| n > MAX_WORKGROUPS) {
         let message = format!(
@@ -160,7 +162,7 @@ fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall) -> Result<Call
 
     let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
     let epilogue = match template::mentions(text, "epilogue") {
-        true => epilogue(kernel, s, &declared, wide, library)?,
+        true => epilogue(kernel, s, &declared, wide, info, library)?,
         false => String::new(),
     };
     let status = template::mentions(text, "status");
@@ -183,29 +185,33 @@ fn epilogue(
     s: &Structured,
     declared: &[template::Declared],
     wide: bool,
+    info: &AdapterInfo,
     library: &Library,
 ) -> Result<String, Fault> {
     let post = &s.post;
     let by_four = wide && stores_by_four(post);
+    // `store` writes single elements.
+    let written = |i: usize| post.stores.iter().any(|s| usize::from(s.to.binding) == i);
     let mut text = String::new();
     declare_scalars(kernel, &mut text);
     let mut buffers = vec![];
     for (i, binding) in kernel.bindings.iter().enumerate() {
         // What the template declares is used as it is.
         if let Some(d) = declared.iter().find(|d| d.binding == i + 2) {
-            if binding.written != d.written && post.stores.iter().any(|s| usize::from(s.to.binding) == i) {
+            if binding.written != d.written && written(i) {
                 let message =
                     format!("{}: an epilogue may not store to an input of its template", s.op.0.name());
                 return Err(fault(ErrorKind::Backend, message));
             }
-            buffers.push(Buffer { name: d.name.clone(), wide: d.wide });
+            buffers.push(Buffer { name: d.name.clone(), wide: d.wide, pairs: false });
             continue;
         }
         let accesses = || post.loads.iter().chain(post.stores.iter().map(|s| &s.to));
         let last = post.shape.len().saturating_sub(1);
         let together = accesses()
             .any(|a| usize::from(a.binding) == i && by_four && four(&a.layout, last) == emit::Four::Together);
-        let buffer = Buffer { name: format!("b{i}"), wide: together };
+        let pairs = info.pairs && !written(i);
+        let buffer = Buffer { name: format!("b{i}"), wide: together, pairs };
         declare(i, &buffer, binding.dtype, binding.written, &mut text);
         buffers.push(buffer);
     }

@@ -32,8 +32,8 @@ const MAX_TURNS: usize = 1 << 15;
 
 pub fn reduce(kernel: &Kernel, r: &Reduce, class: AdapterClass, library: &Library) -> Result<Call, Fault> {
     let vector = choose_vector(r);
-    let mut buffers: Vec<Buffer> =
-        (0..kernel.bindings.len()).map(|i| Buffer { name: format!("b{i}"), wide: false }).collect();
+    let buffer = |i| Buffer { name: format!("b{i}"), ..Default::default() };
+    let mut buffers: Vec<Buffer> = (0..kernel.bindings.len()).map(buffer).collect();
     let dim = match vector {
         Vector::None => None,
         Vector::Kept => Some(r.kept - 1),
