@@ -7,11 +7,19 @@ use smallvec::SmallVec;
 pub type Dims = SmallVec<[usize; 5]>;
 
 /// Element `(i, j, …)` lies at `offset + i * strides[0] + j * strides[1] + …`.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(PartialEq, Eq, Hash, Debug)]
 pub struct Layout {
     pub shape: Dims,
     pub strides: Dims,
     pub offset: usize,
+}
+
+impl Clone for Layout {
+    /// As derived, but `SmallVec` clones one element at a time, and every recorded op clones layouts.
+    fn clone(&self) -> Layout {
+        let copy = |dims: &Dims| Dims::from_slice(dims);
+        Layout { shape: copy(&self.shape), strides: copy(&self.strides), offset: self.offset }
+    }
 }
 
 /// The number of elements of a shape; 1 for a 0-dim one.
@@ -197,6 +205,9 @@ impl Layout {
 /// The shape two shapes broadcast to, or `None`.
 pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Dims> {
     let rank = a.len().max(b.len());
+    if a == b {
+        return Some(Dims::from_slice(a));
+    }
     let at = |s: &[usize], d: usize| (d + s.len()).checked_sub(rank).map_or(1, |i| s[i]);
     (0..rank)
         .map(|d| match (at(a, d), at(b, d)) {

@@ -33,12 +33,9 @@ pub struct Node {
     pub(super) mark: AtomicU64,
 }
 
-#[allow(
-    clippy::large_enum_variant,
-    reason = "a node is pending first, and becomes the rest in the same place"
-)]
 pub(super) enum State {
-    Pending(Recipe),
+    /// Boxed: nodes are moved when they are dropped, and recipes are large.
+    Pending(Box<Recipe>),
     Ready(Buffer),
     Failed(Error),
 }
@@ -106,7 +103,7 @@ impl Node {
             }
         }
         let recipe = Recipe { op, inputs, key: hasher.finish() };
-        let node = Node::with_state(device, dtype, shape, caller, State::Pending(recipe));
+        let node = Node::with_state(device, dtype, shape, caller, State::Pending(Box::new(recipe)));
         device.note_pending(&node);
         node
     }
@@ -189,14 +186,14 @@ fn dropped() -> Error {
 /// Drops a recipe without recursion, since chains are as long as users make them.
 fn release(state: State) {
     let State::Pending(recipe) = state else { return };
-    let mut stack = vec![recipe.inputs];
-    while let Some(inputs) = stack.pop() {
-        for input in inputs {
+    let mut stack = vec![recipe];
+    while let Some(recipe) = stack.pop() {
+        for input in recipe.inputs {
             let Operand::Node(node, _) = input else { continue };
             let Some(mut node) = Arc::into_inner(node) else { continue };
             if let State::Pending(recipe) = std::mem::replace(node.state.get_mut(), State::Failed(dropped()))
             {
-                stack.push(recipe.inputs);
+                stack.push(recipe);
             }
         }
     }
