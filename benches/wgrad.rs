@@ -1,30 +1,27 @@
-//! `cargo bench`: the workloads that matter, on every backend, beside what the machine can do at all: a copy's
-//! bandwidth and `gemm`'s rate, measured in the same run. Ends with a table of shares of those ceilings.
+//! `cargo bench`: the common suite on every backend, beside what the machine can do at all: a copy's bandwidth and
+//! `gemm`'s rate, measured in the same run. Ends with a table of rates and of multiples of the floor: the time that the
+//! fewest bytes or the fewest operations take at those ceilings.
 //!
 //! `cargo bench -- matmul` runs some; `WGRAD_BENCH_DEVICES=cpu,gpu` chooses devices.
+
+mod workloads;
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion};
 use rayon::prelude::*;
-use wgrad::optim::{Optimizer, SGD};
 use wgrad::prelude::*;
-
-/// What a workload costs at least.
-#[derive(Clone, Copy)]
-enum Work {
-    Flops(f64),
-    /// Fewest bytes to move.
-    Bytes(f64),
-    /// Operations, for what is all overhead.
-    Ops(f64),
-}
+use workloads::Cost;
 
 struct Row {
     name: String,
-    device: String,
-    work: Work,
+    device: &'static str,
+    cost: Cost,
+    /// In each measured call.
+    units: usize,
+    /// A number that says whether the results are right: the same on every device.
+    check: Option<f64>,
 }
 
 const MI: usize = 1 << 20;
@@ -39,7 +36,7 @@ fn main() {
     let mut rows = vec![];
     ceilings(&mut criterion, &mut rows);
     for device in devices() {
-        workloads(&mut criterion, &device, &mut rows);
+        suite(&mut criterion, &device, &mut rows);
     }
     criterion.final_summary();
     table(&rows);
@@ -61,11 +58,19 @@ fn devices() -> Vec<Device> {
 
 /// The machine without us: on all cores, as both backends here use them.
 fn ceilings(c: &mut Criterion, rows: &mut Vec<Row>) {
-    let mut add = |name: &str, work| rows.push(Row { name: name.into(), device: "machine".into(), work });
+    let mut add = |name: &str, flops: f64, bytes: f64| {
+        rows.push(Row {
+            name: name.into(),
+            device: "machine",
+            cost: Cost { flops, bytes },
+            units: 1,
+            check: None,
+        });
+    };
     // Larger than any cache, so that it is memory that is measured.
     let n = 64 * MI;
     let (src, mut dst) = (vec![1f32; n], vec![0f32; n]);
-    add("copy", Work::Bytes(8.0 * n as f64));
+    add("copy", 0.0, 8.0 * n as f64);
     c.bench_function("machine/copy", |b| {
         b.iter(|| {
             dst.par_chunks_mut(MI).zip(src.par_chunks(MI)).for_each(|(d, s)| d.copy_from_slice(s));
@@ -74,7 +79,7 @@ fn ceilings(c: &mut Criterion, rows: &mut Vec<Row>) {
     });
     let n = 1024;
     let (a, b_, mut out) = (vec![1f32; n * n], vec![1f32; n * n], vec![0f32; n * n]);
-    add("gemm", Work::Flops(2.0 * (n * n * n) as f64));
+    add("gemm", 2.0 * (n * n * n) as f64, 0.0);
     c.bench_function("machine/gemm", |b| {
         b.iter(|| {
             let (rows, one) = (n as isize, 1);
@@ -107,100 +112,24 @@ fn ceilings(c: &mut Criterion, rows: &mut Vec<Row>) {
     });
 }
 
-fn workloads(c: &mut Criterion, device: &Device, rows: &mut Vec<Row>) {
-    let on = options().device(device);
-    device.manual_seed(1);
+fn suite(c: &mut Criterion, device: &Device, rows: &mut Vec<Row>) {
     let label = if device.is_cpu() { "cpu" } else { "gpu" };
-    let mut bench = |name: &str, work: Work, run: &mut dyn FnMut() -> Result<()>| {
-        rows.push(Row { name: name.into(), device: label.into(), work });
-        c.bench_with_input(BenchmarkId::new(label, name), &(), |b, ()| {
-            b.iter(|| run().expect("the workload runs"));
+    for named in workloads::all() {
+        let mut made = None;
+        c.bench_with_input(BenchmarkId::new(label, &named.name), &(), |b, ()| {
+            // Made here, so that what is not asked for costs nothing.
+            let workload =
+                made.get_or_insert_with(|| (named.make)(device).expect("the workload can be made"));
+            b.iter(|| (workload.run)().expect("the workload runs"));
         });
-    };
-
-    for n in [128, 256, 512, 1024] {
-        let (a, b) = (on.randn([n, n]), on.randn([n, n]));
-        bench(&format!("matmul_{n}"), Work::Flops(2.0 * (n as f64).powi(3)), &mut || {
-            let y = a.matmul(&b);
-            device.synchronize()?;
-            drop(black_box(y));
-            Ok(())
-        });
-    }
-
-    let n = 4 * MI;
-    let (a, b, x) = (on.randn([n]), on.randn([n]), on.randn([n]));
-    bench("chain_4m", Work::Bytes(16.0 * n as f64), &mut || {
-        let y = ((&a * &b + &x) * &a - &b).relu();
-        device.synchronize()?;
-        drop(black_box(y));
-        Ok(())
-    });
-    bench("chain_tanh_4m", Work::Bytes(16.0 * n as f64), &mut || {
-        let y = (&a * &b + &x).tanh() * a.sigmoid() - 0.5 * &b;
-        device.synchronize()?;
-        drop(black_box(y));
-        Ok(())
-    });
-    drop((a, b, x));
-
-    let x = on.ones([16 * MI]);
-    bench("sum_16m", Work::Bytes(4.0 * 16.0 * MI as f64), &mut || {
-        let sum: f32 = x.sum().item()?;
-        assert_eq!(sum, 16777216.0);
-        Ok(())
-    });
-    drop(x);
-
-    let x = on.randn([4096, 1024]);
-    bench("softmax_4096x1024", Work::Bytes(8.0 * 4.0 * MI as f64), &mut || {
-        let y = x.softmax(1);
-        device.synchronize()?;
-        drop(black_box(y));
-        Ok(())
-    });
-
-    // Forward, the gradients of weights, and those of activations but the first.
-    let flops: f64 = [(784, 512, 2.0), (512, 256, 3.0), (256, 10, 3.0)]
-        .iter()
-        .map(|&(i, o, times)| times * 2.0 * 128.0 * f64::from(i) * f64::from(o))
-        .sum();
-    let mut step = mlp(device);
-    bench("mlp_step", Work::Flops(flops), &mut || {
-        step()?;
-        device.synchronize()
-    });
-
-    bench("tiny_1000", Work::Ops(1000.0), &mut || {
-        let mut x = on.full((), 1.0);
-        for _ in 0..500 {
-            x = &x * 1.0001 + 0.0001;
+        if let Some(mut workload) = made {
+            let facts = (workload.check)().expect("the workload runs");
+            let check = facts.iter().find(|(name, _)| ["chk", "loss5"].contains(name)).map(|f| f.1);
+            let (cost, units) = (workload.cost, workload.units);
+            rows.push(Row { name: named.name, device: label, cost, units, check });
         }
-        black_box(x.item::<f32>()?);
-        Ok(())
-    });
+    }
     device.empty_cache();
-}
-
-/// A training step of 784-512-256-10 on a batch of 128, with SGD and momentum.
-fn mlp(device: &Device) -> impl FnMut() -> Result<()> + use<> {
-    let on = options().device(device);
-    let mut params = vec![];
-    for (i, o) in [(784, 512), (512, 256), (256, 10)] {
-        params.push((on.randn([o, i]) * (2.0 / i as f64).sqrt()).detach().requires_grad_(true));
-        params.push(on.zeros([o]).requires_grad_(true));
-    }
-    let (x, target) = (on.randn([128, 784]), on.randint(0, 10, [128]));
-    let mut sgd = SGD::new(params.clone(), 0.01).momentum(0.9);
-    move || {
-        let h = x.linear(&params[0], Some(&params[1])).relu();
-        let h = h.linear(&params[2], Some(&params[3])).relu();
-        let loss = h.linear(&params[4], Some(&params[5])).cross_entropy(&target);
-        sgd.zero_grad();
-        loss.backward()?;
-        drop(h);
-        sgd.step()
-    }
 }
 
 /// The medians that criterion left, as rates and shares of the ceilings.
@@ -213,26 +142,32 @@ fn table(rows: &[Row]) {
         let json: serde_json::Value = serde_json::from_str(&text).ok()?;
         Some(json["median"]["point_estimate"].as_f64()? * 1e-9)
     };
-    let rate = |row: &Row| -> Option<f64> {
-        let amount = match row.work {
-            Work::Flops(v) | Work::Bytes(v) | Work::Ops(v) => v,
-        };
-        Some(amount / median(row)?)
-    };
-    let ceiling = |name: &str| rows.iter().find(|r| r.device == "machine" && r.name == name).and_then(rate);
-    let (copy, gemm) = (ceiling("copy"), ceiling("gemm"));
+    let seconds = |row: &Row| Some(median(row)? / row.units as f64);
+    let machine = |name: &str| rows.iter().find(|r| r.device == "machine" && r.name == name);
+    let copy = machine("copy").and_then(|r| Some(r.cost.bytes / seconds(r)?));
+    let gemm = machine("gemm").and_then(|r| Some(r.cost.flops / seconds(r)?));
     println!(
-        "\n{:<20} {:<8} {:>12} {:>16} {:>22}",
-        "workload", "device", "median", "rate", "share of the ceiling"
+        "\n{:<24} {:<8} {:>12} {:>16} {:>12} {:>12} {:>10}",
+        "workload", "device", "median", "GFLOP/s", "GB/s", "of the floor", "result"
     );
     for row in rows {
-        let (Some(time), Some(rate)) = (median(row), rate(row)) else { continue };
-        let (text, share) = match row.work {
-            Work::Flops(_) => (format!("{:.1} GFLOP/s", rate * 1e-9), gemm.map(|g| (rate / g, "gemm"))),
-            Work::Bytes(_) => (format!("{:.1} GB/s", rate * 1e-9), copy.map(|c| (rate / c, "copy"))),
-            Work::Ops(_) => (format!("{:.2} us/op", 1e6 / rate), None),
+        let Some(time) = seconds(row) else { continue };
+        let rate = |amount: f64, ceiling: Option<f64>| match (amount, ceiling) {
+            (0.0, _) => String::new(),
+            (_, None) => format!("{:.1}", amount / time * 1e-9),
+            (_, Some(c)) => format!("{:.1} ({:.0} %)", amount / time * 1e-9, 100.0 * amount / time / c),
         };
-        let share = share.map_or(String::new(), |(s, of)| format!("{:.1} % of {of}", s * 100.0));
-        println!("{:<20} {:<8} {:>9.3} ms {text:>16} {share:>22}", row.name, row.device, time * 1e3);
+        // A training step is judged by its operations as well as by its bytes: the slower counts.
+        let floor = gemm.zip(copy).map(|(g, c)| (row.cost.flops / g).max(row.cost.bytes / c));
+        let times = floor.filter(|f| *f > 0.0).map_or(String::new(), |f| format!("{:.2}x", time / f));
+        println!(
+            "{:<24} {:<8} {:>9.4} ms {:>16} {:>12} {times:>12} {:>10}",
+            row.name,
+            row.device,
+            time * 1e3,
+            rate(row.cost.flops, gemm),
+            rate(row.cost.bytes, copy),
+            row.check.map_or(String::new(), |v| format!("{v:.5}")),
+        );
     }
 }
