@@ -158,11 +158,13 @@ fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &Adapter
     let (_, text) = (kernels::SHADERS.iter().find(|(name, _)| *name == call.shader))
         .ok_or_else(|| wrong("there is no such template".into()))?;
     let bare = template::expand(text, library, &Fill { defines: &call.defines, epilogue: "", status: "" });
-    let declared = template::declared(&bare.map_err(wrong)?);
+    let bare = bare.map_err(wrong)?;
+    let declared = template::declared(&bare);
 
     let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
+    let singles = !wide || bare.contains("store(");
     let epilogue = match template::mentions(text, "epilogue") {
-        true => epilogue(kernel, s, &declared, wide, info, library)?,
+        true => epilogue(kernel, s, &declared, Stores { wide, singles }, info, library)?,
         false => String::new(),
     };
     let status = template::mentions(text, "status");
@@ -179,18 +181,26 @@ fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &Adapter
     })
 }
 
+/// How a template stores its results.
+struct Stores {
+    /// In fours, by `store4`.
+    wide: bool,
+    /// One by one, by `store`.
+    singles: bool,
+}
+
 /// `store` and, for templates that work in fours, `store4`.
 fn epilogue(
     kernel: &Kernel,
     s: &Structured,
     declared: &[template::Declared],
-    wide: bool,
+    Stores { wide, singles }: Stores,
     info: &AdapterInfo,
     library: &Library,
 ) -> Result<String, Fault> {
     let post = &s.post;
     let by_four = wide && stores_by_four(post);
-    // `store` writes single elements.
+    let singles = singles || !by_four;
     let written = |i: usize| post.stores.iter().any(|s| usize::from(s.to.binding) == i);
     let mut text = String::new();
     declare_scalars(kernel, &mut text);
@@ -210,7 +220,7 @@ fn epilogue(
         let last = post.shape.len().saturating_sub(1);
         let together = accesses()
             .any(|a| usize::from(a.binding) == i && by_four && four(&a.layout, last) == emit::Four::Together);
-        let pairs = info.pairs && !written(i);
+        let pairs = info.pairs && !(singles && written(i));
         let buffer = Buffer { name: format!("b{i}"), wide: together, pairs };
         declare(i, &buffer, binding.dtype, binding.written, &mut text);
         buffers.push(buffer);
@@ -227,7 +237,9 @@ fn epilogue(
         p.close();
     };
     let ty = register_type(s.out_dtype, false);
-    print(&format!("fn store(i: u32, v: {ty}) {{"), "i", None);
+    if singles {
+        print(&format!("fn store(i: u32, v: {ty}) {{"), "i", None);
+    }
     if wide {
         let ty = register_type(s.out_dtype, true);
         match by_four {
