@@ -17,12 +17,14 @@
 //! assert_eq!(model.forward(&ones([3, 4])).shape(), [3, 2]);
 //! ```
 
+mod conv;
 mod field;
 pub mod init;
 mod layers;
 mod module;
 mod sequential;
 
+pub use conv::{AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d};
 pub use field::{Constant, Field, Part, PartMut, Parts, PartsMut, Training};
 pub use layers::{Dropout, Embedding, Flatten, GELU, Identity, Linear, ReLU, SiLU, Sigmoid, Softmax, Tanh};
 pub use module::{Module, StateDict};

@@ -2,6 +2,7 @@
 
 pub(crate) mod cast;
 pub(crate) mod cat;
+pub(crate) mod conv;
 #[cfg(feature = "gpu")]
 pub(crate) mod dispatch;
 pub(crate) mod elementwise;
@@ -9,6 +10,7 @@ pub(crate) mod gather;
 pub(crate) mod indexing;
 pub(crate) mod loss;
 pub(crate) mod matmul;
+pub(crate) mod pool;
 pub(crate) mod probability;
 pub(crate) mod products;
 pub(crate) mod random;

@@ -20,6 +20,7 @@ mod elementwise;
 mod indexing;
 mod linear;
 mod reductions;
+mod spatial;
 mod views;
 
 /// An op's tests.
@@ -102,6 +103,7 @@ pub fn all() -> Vec<OpInfo> {
         reductions::samples(),
         linear::samples(),
         indexing::samples(),
+        spatial::samples(),
         views::samples(),
     ];
     for sample in groups.into_iter().flatten() {

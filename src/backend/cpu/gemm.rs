@@ -13,6 +13,23 @@ pub trait Product: Num {
     fn product(m: usize, n: usize, k: usize, a: Matrix<Self>, b: Matrix<Self>, out: &mut [Self]);
 }
 
+/// An element type that [`multiply_add`] takes.
+pub trait PanelProduct: Product {
+    #[doc(hidden)]
+    #[allow(clippy::too_many_arguments)] // as every gemm
+    fn panel(
+        m: usize,
+        n: usize,
+        k: usize,
+        a: Matrix<Self>,
+        b: Matrix<Self>,
+        out: &mut [Self],
+        row: usize,
+        add: bool,
+        threads: bool,
+    );
+}
+
 /// A matrix inside a slice: `[row, column]` lies at `row * strides[0] + column * strides[1]`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
@@ -55,21 +72,64 @@ pub fn matmul<T: Product>(
     }
 }
 
+/// `out = a · b`, or `out += a · b` if `add`, as [`matmul`], with the rows of `out` lying `row` apart. Only with
+/// `threads` it uses more than this one.
+#[allow(clippy::too_many_arguments)] // as every gemm
+pub fn multiply_add<T: PanelProduct>(
+    [m, n, k]: [usize; 3],
+    a: &[T],
+    a_strides: [usize; 2],
+    b: &[T],
+    b_strides: [usize; 2],
+    out: &mut [T],
+    row: usize,
+    add: bool,
+    threads: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let end = (m - 1).checked_mul(row).and_then(|last| last.checked_add(n));
+    assert!(row >= n && end.is_some_and(|end| end <= out.len()), "an output that is too small");
+    let (a, b) = (Matrix::new(m, k, a, a_strides), Matrix::new(k, n, b, b_strides));
+    if k > 0 {
+        T::panel(m, n, k, a, b, out, row, add, threads);
+    } else if !add {
+        out.chunks_mut(row).take(m).for_each(|out| out[..n].fill(T::ZERO));
+    }
+}
+
 macro_rules! float {
     ($($t:ident = $gemm:path;)*) => {$(
         impl Product for $t {
             fn product(m: usize, n: usize, k: usize, a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t]) {
                 let large = m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS;
-                let threads = if large { Parallelism::Rayon(0) } else { Parallelism::None };
+                $t::panel(m, n, k, a, b, out, n, false, large);
+            }
+        }
+        impl PanelProduct for $t {
+            fn panel(
+                m: usize,
+                n: usize,
+                k: usize,
+                a: Matrix<$t>,
+                b: Matrix<$t>,
+                out: &mut [$t],
+                row: usize,
+                add: bool,
+                threads: bool,
+            ) {
+                let threads = if threads { Parallelism::Rayon(0) } else { Parallelism::None };
                 // The kernels want columns, so this computes out^T = b^T a^T.
                 let [a_row, a_column] = a.strides.map(|s| s as isize);
                 let [b_row, b_column] = b.strides.map(|s| s as isize);
-                // SAFETY: `Matrix::new` and `matmul` hold all three matrices inside their slices; `out` is
-                // borrowed exclusively; it is not read, as `read_dst` is false.
+                let (row, keep) = (row as isize, if add { 1.0 } else { 0.0 });
+                // SAFETY: `Matrix::new` and the callers, `matmul` and `multiply_add`, hold all three matrices
+                // inside their slices; `out` is borrowed exclusively, and initialised where it is read.
                 unsafe {
                     $gemm()(
-                        n, m, k, out.as_mut_ptr(), n as isize, 1, false, b.values.as_ptr(), b_row, b_column,
-                        a.values.as_ptr(), a_row, a_column, 0.0, 1.0, false, false, false, threads,
+                        n, m, k, out.as_mut_ptr(), row, 1, add, b.values.as_ptr(), b_row, b_column,
+                        a.values.as_ptr(), a_row, a_column, keep, 1.0, false, false, false, threads,
                     );
                 }
             }

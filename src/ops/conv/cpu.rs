@@ -1,0 +1,546 @@
+//! Convolutions on the CPU: the taps of a block of places, copied side by side while they fit into the cache, are a
+//! matrix, and the rest are products of matrices. Filters of one channel are summed directly.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::op::{Conv2d, Geometry, Part};
+use crate::backend::cpu::gemm::{PanelProduct, multiply_add};
+use crate::backend::cpu::number::{Num, Real};
+use crate::backend::cpu::simd::{Work, vectorized};
+use crate::graph::kernel::Structured;
+
+pub(super) trait Element: Real + PanelProduct + bytemuck::Pod {}
+impl<T: Real + PanelProduct + bytemuck::Pod> Element for T {}
+
+/// Elements of a block of taps: what leaves room in a core's own cache.
+const BLOCK: usize = 48 << 10;
+/// Places that a product should have at least, where more images could bring more.
+const FEWEST_PLACES: usize = 128;
+
+/// Rows of places of some images, worked on together. Of several images it has all rows.
+#[derive(Clone, Debug)]
+struct Block {
+    images: Range<usize>,
+    rows: Range<usize>,
+}
+
+impl Geometry {
+    /// The blocks of the places in `rows`, which number all images' rows of places, one image after the other.
+    fn blocks(&self, rows: Range<usize>) -> Vec<Block> {
+        let (height, width) = (self.places[0], self.places[1]);
+        let depth = (self.group_channels() * self.taps()).max(1);
+        let room = (BLOCK / depth / width.max(1)).max(1);
+        let together = if self.place_count() >= FEWEST_PLACES { 1 } else { (room / height.max(1)).max(1) };
+        let together = together.min(FEWEST_PLACES.div_ceil(self.place_count().max(1)));
+        let mut out: Vec<Block> = vec![];
+        let mut at = rows.start;
+        while at < rows.end {
+            let (image, row) = (at / height, at % height);
+            let whole = (rows.end - at) / height;
+            if row == 0 && together > 1 && whole > 1 {
+                let images = image..image + together.min(whole);
+                at += images.len() * height;
+                out.push(Block { images, rows: 0..height });
+            } else {
+                let end = (row + room).min(height).min(row + rows.end - at);
+                out.push(Block { images: image..image + 1, rows: row..end });
+                at += end - row;
+            }
+        }
+        out
+    }
+
+    /// Whether the taps are the image itself.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0] && self.places == self.size
+    }
+
+    fn columns(&self, block: &Block) -> usize {
+        block.images.len() * block.rows.len() * self.places[1]
+    }
+}
+
+/// The places in a row at which a tap is inside, if its row is.
+fn inside(places: usize, size: usize, offset: usize, padding: usize, stride: usize) -> Range<usize> {
+    let begin = padding.saturating_sub(offset).div_ceil(stride).min(places);
+    let end = (size + padding).saturating_sub(offset).div_ceil(stride).min(places);
+    begin..end.max(begin)
+}
+
+/// Walks the rows of places of one channel at one tap: calls `row` with the row of places, the row of the image (if
+/// there is one), the places inside and where the first of them is.
+#[inline(always)]
+fn tap_rows(
+    g: &Geometry,
+    rows: Range<usize>,
+    [r, q]: [usize; 2],
+    mut row: impl FnMut(usize, Option<usize>, Range<usize>, usize),
+) {
+    let (down, across) = (r * g.dilation[0], q * g.dilation[1]);
+    let places = inside(g.places[1], g.size[1], across, g.padding[1], g.stride[1]);
+    let first = if places.is_empty() { 0 } else { places.start * g.stride[1] + across - g.padding[1] };
+    for y in rows {
+        let at = (y * g.stride[0] + down).checked_sub(g.padding[0]).filter(|&at| at < g.size[0]);
+        row(y, at, places.clone(), first);
+    }
+}
+
+/// Copies a block's taps to a matrix `[channels · taps, places]`, or adds such a matrix to the image.
+struct Taps<'a, T> {
+    g: &'a Geometry,
+    block: &'a Block,
+    channels: Range<usize>,
+    columns: &'a mut [T],
+    width: usize,
+    image: Image<'a, T>,
+}
+
+enum Image<'a, T> {
+    Read(&'a [T]),
+    /// The block's images alone.
+    Add(&'a mut [T]),
+}
+
+impl<T: Element> Work for Taps<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        let g = self.g;
+        let mut line = 0;
+        for channel in self.channels.clone() {
+            for r in 0..g.kernel[0] {
+                for q in 0..g.kernel[1] {
+                    let columns = &mut self.columns[line * self.width..][..self.width];
+                    let mut rest = &mut columns[..];
+                    for (i, image) in self.block.images.clone().enumerate() {
+                        let plane = match &self.image {
+                            Image::Read(_) => (image * g.channels + channel) * g.area(),
+                            Image::Add(_) => (i * g.channels + channel) * g.area(),
+                        };
+                        tap_rows(g, self.block.rows.clone(), [r, q], |_, at, places, first| {
+                            let (line, more) = std::mem::take(&mut rest).split_at_mut(g.places[1]);
+                            rest = more;
+                            let from = plane + at.unwrap_or(0) * g.size[1] + first;
+                            let count = places.len();
+                            match &mut self.image {
+                                Image::Read(x) => match at {
+                                    Some(_) if count > 0 => {
+                                        line[..places.start].fill(T::ZERO);
+                                        line[places.end..].fill(T::ZERO);
+                                        copy_row(&mut line[places], x, from, g.stride[1]);
+                                    }
+                                    _ => line.fill(T::ZERO),
+                                },
+                                Image::Add(x) if at.is_some() && count > 0 => {
+                                    add_row(x, from, g.stride[1], &line[places]);
+                                }
+                                Image::Add(_) => {}
+                            }
+                        });
+                    }
+                    line += 1;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn copy_row<T: Copy>(to: &mut [T], x: &[T], from: usize, stride: usize) {
+    if stride == 1 {
+        for (to, &v) in to.iter_mut().zip(&x[from..]) {
+            *to = v;
+        }
+    } else {
+        for (to, &v) in to.iter_mut().zip(x[from..].iter().step_by(stride)) {
+            *to = v;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_row<T: Element>(x: &mut [T], from: usize, stride: usize, values: &[T]) {
+    if stride == 1 {
+        for (to, &v) in x[from..].iter_mut().zip(values) {
+            *to = *to + v;
+        }
+    } else {
+        for (to, &v) in x[from..].iter_mut().step_by(stride).zip(values) {
+            *to = *to + v;
+        }
+    }
+}
+
+pub(super) fn run<T: Element>(op: &Conv2d, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) {
+    let g = &op.geometry;
+    let out = bytemuck::cast_slice_mut::<u8, T>(out);
+    let input = |i: usize| &bytemuck::cast_slice::<u8, T>(inputs[i])[call.inputs[i].1.offset..];
+    let images = |i: usize, part: Part| &input(i)[..g.shape(part).iter().product()];
+    if out.is_empty() {
+        return;
+    }
+    match op.part {
+        Part::Output => {
+            let w = weight(call, input(1));
+            let x = images(0, Part::Input);
+            if g.group_channels() == 1 {
+                direct(g, out, g.group_filters() * g.place_count(), |i, out| {
+                    direct_output(g, i, x, &w, out);
+                });
+            } else {
+                output(g, x, &w, out);
+            }
+        }
+        Part::Input => {
+            let w = weight(call, input(1));
+            let y = images(0, Part::Output);
+            if g.group_channels() == 1 {
+                direct(g, out, g.area(), |i, out| direct_input(g, i, y, &w, out));
+            } else {
+                input_gradient(g, y, &w, out);
+            }
+        }
+        Part::Weight => {
+            let (x, y) = (images(0, Part::Input), images(1, Part::Output));
+            let rows = g.images * g.places[0];
+            let each = g.part_rows(op.parts);
+            let size = out.len() / op.parts;
+            for (i, out) in out.chunks_exact_mut(size).enumerate() {
+                weight_gradient(g, (i * each).min(rows)..((i + 1) * each).min(rows), x, y, out);
+            }
+        }
+    }
+}
+
+/// The weight, row by row.
+fn weight<'a, T: Element>(call: &Structured, w: &'a [T]) -> std::borrow::Cow<'a, [T]> {
+    let layout = &call.inputs[1].1;
+    if layout.is_contiguous() {
+        return (&w[..layout.numel()]).into();
+    }
+    let (&[a, b, c, d], &[sa, sb, sc, sd]) = (&layout.shape[..], &layout.strides[..]) else {
+        unreachable!("a weight has four dimensions")
+    };
+    let mut out = Vec::with_capacity(layout.numel());
+    for (i, j) in (0..a).flat_map(|i| (0..b).map(move |j| (i, j))) {
+        for (k, l) in (0..c).flat_map(|k| (0..d).map(move |l| (k, l))) {
+            out.push(w[i * sa + j * sb + k * sc + l * sd]);
+        }
+    }
+    out.into()
+}
+
+/// Memory for the taps of a block, and for values of several images side by side.
+struct Scratch<T> {
+    columns: Vec<T>,
+    values: Vec<T>,
+}
+
+impl<T: Element> Scratch<T> {
+    fn new() -> Scratch<T> {
+        Scratch { columns: vec![], values: vec![] }
+    }
+}
+
+fn sized<T: Element>(v: &mut Vec<T>, len: usize) -> &mut [T] {
+    if v.len() < len {
+        v.resize(len, T::ZERO);
+    }
+    &mut v[..len]
+}
+
+/// Runs `work` for each of the images in `out`, in tasks of several where `together` says so: with the number of the
+/// first, their part of `out`, and whether the products inside may take threads of their own.
+fn each_images<T: Element>(
+    out: &mut [T],
+    image: usize,
+    together: usize,
+    work: impl Fn(usize, &mut [T], bool, &mut Scratch<T>) + Sync,
+) {
+    let tasks = out.len().div_ceil(image * together);
+    if tasks < rayon::current_num_threads() {
+        let mut scratch = Scratch::new();
+        for (i, out) in out.chunks_mut(image * together).enumerate() {
+            work(i * together, out, true, &mut scratch);
+        }
+    } else {
+        out.par_chunks_mut(image * together)
+            .enumerate()
+            .for_each_init(Scratch::new, |scratch, (i, out)| work(i * together, out, false, scratch));
+    }
+}
+
+/// How many images the first block of places has.
+fn together(g: &Geometry) -> usize {
+    g.blocks(0..g.images * g.places[0]).first().map_or(1, |b| b.images.len())
+}
+
+fn output<T: Element>(g: &Geometry, x: &[T], w: &[T], out: &mut [T]) {
+    let (m, k, places) = (g.group_filters(), g.group_channels() * g.taps(), g.place_count());
+    let image = g.filters * places;
+    each_images(out, image, together(g), |first, out, threads, scratch| {
+        let images = out.len() / image;
+        for group in 0..g.groups {
+            let w = &w[group * m * k..][..m * k];
+            for block in g.blocks(first * g.places[0]..(first + images) * g.places[0]) {
+                let n = g.columns(&block);
+                let start = block.rows.start * g.places[1];
+                let at = |i: usize| ((i - first) * g.filters + group * m) * places + start;
+                let taps = taps(g, &block, group, x, &mut scratch.columns);
+                if block.images.len() == 1 {
+                    let out = &mut out[at(block.images.start)..];
+                    multiply_add([m, n, k], w, [k, 1], taps.0, [taps.1, 1], out, places, false, threads);
+                    continue;
+                }
+                let values = sized(&mut scratch.values, m * n);
+                multiply_add([m, n, k], w, [k, 1], taps.0, [taps.1, 1], values, n, false, threads);
+                for (i, image) in block.images.clone().enumerate() {
+                    for row in 0..m {
+                        out[at(image) + row * places..][..places]
+                            .copy_from_slice(&values[row * n + i * places..][..places]);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The taps of a block in a group's channels, a matrix `[channels · taps, places]`, and how far apart its rows lie.
+fn taps<'a, T: Element>(
+    g: &Geometry,
+    block: &Block,
+    group: usize,
+    x: &'a [T],
+    columns: &'a mut Vec<T>,
+) -> (&'a [T], usize) {
+    let channels = group * g.group_channels()..(group + 1) * g.group_channels();
+    if g.is_pointwise() && block.images.len() == 1 {
+        let start = (block.images.start * g.channels + channels.start) * g.area();
+        return (&x[start + block.rows.start * g.size[1]..], g.area());
+    }
+    let width = g.columns(block);
+    let columns = sized(columns, channels.len() * g.taps() * width);
+    vectorized(Taps { g, block, channels, columns, width, image: Image::Read(x) });
+    (columns, width)
+}
+
+/// A block of `y` in a group's filters, a matrix `[filters, places]`, and how far apart its rows lie.
+fn values<'a, T: Element>(
+    g: &Geometry,
+    block: &Block,
+    group: usize,
+    y: &'a [T],
+    scratch: &'a mut Vec<T>,
+) -> (&'a [T], usize) {
+    let (m, places) = (g.group_filters(), g.place_count());
+    let at = |image: usize| (image * g.filters + group * m) * places;
+    if block.images.len() == 1 {
+        return (&y[at(block.images.start) + block.rows.start * g.places[1]..], places);
+    }
+    let n = g.columns(block);
+    let values = sized(scratch, m * n);
+    for (i, image) in block.images.clone().enumerate() {
+        for row in 0..m {
+            values[row * n + i * places..][..places]
+                .copy_from_slice(&y[at(image) + row * places..][..places]);
+        }
+    }
+    (values, n)
+}
+
+fn input_gradient<T: Element>(g: &Geometry, y: &[T], w: &[T], out: &mut [T]) {
+    let (m, k) = (g.group_filters(), g.group_channels() * g.taps());
+    let image = g.channels * g.area();
+    each_images(out, image, together(g), |first, out, threads, scratch| {
+        let images = out.len() / image;
+        out.fill(T::ZERO);
+        for group in 0..g.groups {
+            let w = &w[group * m * k..][..m * k];
+            for block in g.blocks(first * g.places[0]..(first + images) * g.places[0]) {
+                let n = g.columns(&block);
+                let (values, row) = values(g, &block, group, y, &mut scratch.values);
+                let columns = sized(&mut scratch.columns, k * n);
+                multiply_add([k, n, m], w, [1, k], values, [row, 1], columns, n, false, threads);
+                let channels = group * g.group_channels()..(group + 1) * g.group_channels();
+                let at = (block.images.start - first) * image;
+                let image = Image::Add(&mut out[at..]);
+                vectorized(Taps { g, block: &block, channels, columns, width: n, image });
+            }
+        }
+    });
+}
+
+/// The gradient of the weight over some rows of places: shared among threads, each of which sums up its own.
+fn weight_gradient<T: Element>(g: &Geometry, rows: Range<usize>, x: &[T], y: &[T], out: &mut [T]) {
+    let (m, k) = (g.group_filters(), g.group_channels() * g.taps());
+    out.fill(T::ZERO);
+    let part = |rows: Range<usize>, out: &mut [T], threads: bool| {
+        if g.group_channels() == 1 {
+            return direct_weight(g, rows, x, y, out);
+        }
+        let mut scratch = Scratch::new();
+        for group in 0..g.groups {
+            let out = &mut out[group * m * k..][..m * k];
+            for block in g.blocks(rows.clone()) {
+                let n = g.columns(&block);
+                let (columns, width) = taps(g, &block, group, x, &mut scratch.columns);
+                let (values, row) = values(g, &block, group, y, &mut scratch.values);
+                multiply_add([m, k, n], values, [row, 1], columns, [1, width], out, k, true, threads);
+            }
+        }
+    };
+    let threads = rayon::current_num_threads();
+    // Images are not cut, unless there are few.
+    let each = rows.len().div_ceil(threads);
+    let each = if g.images >= threads { each.next_multiple_of(g.places[0].max(1)) } else { each }.max(1);
+    let tasks = rows.len().div_ceil(each);
+    if tasks < 2 {
+        return part(rows, out, true);
+    }
+    let mut sums = vec![T::ZERO; (tasks - 1) * out.len()];
+    let size = out.len();
+    std::iter::once(&mut *out)
+        .chain(sums.chunks_exact_mut(size))
+        .enumerate()
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|(i, out)| {
+            let begin = rows.start + i * each;
+            part(begin..(begin + each).min(rows.end), out, false);
+        });
+    for sum in sums.chunks_exact(size) {
+        for (to, &v) in out.iter_mut().zip(sum) {
+            *to = *to + v;
+        }
+    }
+}
+
+/// Runs `plane` for each image's group.
+fn direct<T: Element>(g: &Geometry, out: &mut [T], plane: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    debug_assert_eq!(out.len(), plane * g.images * g.groups);
+    out.par_chunks_mut(plane).enumerate().for_each(|(i, out)| work(i, out));
+}
+
+/// `plane` of `x` and one of `y` at all taps.
+struct Direct<'a, T, F> {
+    g: &'a Geometry,
+    rows: Range<usize>,
+    tap: F,
+    values: std::marker::PhantomData<T>,
+}
+
+impl<T: Element, F: FnMut([usize; 2], Range<usize>, usize)> Work for Direct<'_, T, F> {
+    type Output = ();
+
+    /// Calls `tap` with the tap, its places (numbers in a plane of `y`) and where the first is in a plane of `x`.
+    #[inline(always)]
+    fn run(mut self) {
+        let g = self.g;
+        for r in 0..g.kernel[0] {
+            for q in 0..g.kernel[1] {
+                tap_rows(g, self.rows.clone(), [r, q], |y, at, places, first| {
+                    if let Some(at) = at.filter(|_| !places.is_empty()) {
+                        let row = y * g.places[1];
+                        (self.tap)([r, q], row + places.start..row + places.end, at * g.size[1] + first);
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn each_tap<T: Element>(g: &Geometry, rows: Range<usize>, tap: impl FnMut([usize; 2], Range<usize>, usize)) {
+    vectorized(Direct { g, rows, tap, values: std::marker::PhantomData::<T> });
+}
+
+/// The filters of one group of one channel.
+fn direct_output<T: Element>(g: &Geometry, i: usize, x: &[T], w: &[T], out: &mut [T]) {
+    let group = i % g.groups;
+    let x = &x[i * g.area()..][..g.area()];
+    out.fill(T::ZERO);
+    for (f, out) in out.chunks_exact_mut(g.place_count()).enumerate() {
+        let w = &w[(group * g.group_filters() + f) * g.taps()..][..g.taps()];
+        each_tap::<T>(g, 0..g.places[0], |[r, q], places, at| {
+            let factor = w[r * g.kernel[1] + q];
+            let out = &mut out[places];
+            if g.stride[1] == 1 {
+                for (to, &v) in out.iter_mut().zip(&x[at..]) {
+                    *to = *to + factor * v;
+                }
+            } else {
+                for (to, &v) in out.iter_mut().zip(x[at..].iter().step_by(g.stride[1])) {
+                    *to = *to + factor * v;
+                }
+            }
+        });
+    }
+}
+
+fn direct_input<T: Element>(g: &Geometry, i: usize, y: &[T], w: &[T], out: &mut [T]) {
+    let group = i % g.groups;
+    out.fill(T::ZERO);
+    let size = g.group_filters() * g.place_count();
+    for (f, y) in y[i * size..][..size].chunks_exact(g.place_count().max(1)).enumerate() {
+        let w = &w[(group * g.group_filters() + f) * g.taps()..][..g.taps()];
+        each_tap::<T>(g, 0..g.places[0], |[r, q], places, at| {
+            let factor = w[r * g.kernel[1] + q];
+            let y = &y[places];
+            if g.stride[1] == 1 {
+                for (to, &v) in out[at..].iter_mut().zip(y) {
+                    *to = *to + factor * v;
+                }
+            } else {
+                for (to, &v) in out[at..].iter_mut().step_by(g.stride[1]).zip(y) {
+                    *to = *to + factor * v;
+                }
+            }
+        });
+    }
+}
+
+fn direct_weight<T: Element>(g: &Geometry, rows: Range<usize>, x: &[T], y: &[T], out: &mut [T]) {
+    let height = g.places[0].max(1);
+    let mut at = rows.start;
+    while at < rows.end {
+        let (image, row) = (at / height, at % height);
+        let end = height.min(row + rows.end - at);
+        for filter in 0..g.filters {
+            let x = &x[(image * g.groups + filter / g.group_filters()) * g.area()..][..g.area()];
+            let y = &y[(image * g.filters + filter) * g.place_count()..][..g.place_count()];
+            let out = &mut out[filter * g.taps()..][..g.taps()];
+            each_tap::<T>(g, row..end, |[r, q], places, at| {
+                let to = &mut out[r * g.kernel[1] + q];
+                *to = *to + dot(&y[places], &x[at..], g.stride[1]);
+            });
+        }
+        at += end - row;
+    }
+}
+
+/// In as many sums as fit in a register.
+#[inline(always)]
+fn dot<T: Num>(y: &[T], x: &[T], stride: usize) -> T {
+    const LANES: usize = 16;
+    let mut lanes = [T::ZERO; LANES];
+    if stride == 1 {
+        let x = &x[..y.len()];
+        let (blocks, rest) = (y.chunks_exact(LANES), y.chunks_exact(LANES).remainder());
+        for (y, x) in blocks.zip(x.chunks_exact(LANES)) {
+            for l in 0..LANES {
+                lanes[l] = lanes[l].add(y[l].mul(x[l]));
+            }
+        }
+        for (l, (y, x)) in rest.iter().zip(&x[y.len() - rest.len()..]).enumerate() {
+            lanes[l] = lanes[l].add(y.mul(*x));
+        }
+    } else {
+        for (i, (y, x)) in y.iter().zip(x.iter().step_by(stride)).enumerate() {
+            lanes[i % LANES] = lanes[i % LANES].add(y.mul(*x));
+        }
+    }
+    lanes.into_iter().fold(T::ZERO, Num::add)
+}
