@@ -212,21 +212,16 @@ fn windows(x: &Tensor, how: &Pool, op: &'static str, caller: Caller) -> Result<W
     }
     let mut count = [0; 2];
     for d in 0..2 {
-        let reach = (kernel[d] - 1).saturating_mul(dilation[d]);
-        if padding[d] > reach.saturating_add(1) / 2 {
+        let reach = (kernel[d] - 1).saturating_mul(dilation[d]).saturating_add(1);
+        if padding[d] > kernel[d] / 2 {
             return wrong(format!(
-                "pad should be at most half of effective kernel size, but got pad={padding:?}, \
-                 kernel_size={kernel:?} and dilation={dilation:?}"
+                "pad should be at most half of kernel size, but got pad={padding:?} and kernel_size={kernel:?}"
             ));
         }
         let more = if how.ceil_mode { stride[d] - 1 } else { 0 };
-        // Half a kernel's reach, so no sum of these is too large where a window fits.
-        let room = (size[d] + 2 * padding[d]).checked_sub(reach.saturating_add(1));
-        let room = match room {
-            Some(room) => Some(room + more),
-            None => (size[d] + 2 * padding[d] + more).checked_sub(reach.saturating_add(1)),
-        };
-        let mut n = room.map_or(0, |room| room / stride[d] + 1);
+        // Sizes are of tensors that exist, and padding is no more than the kernel: only what is absurd saturates.
+        let padded = size[d].saturating_add(padding[d].saturating_mul(2)).saturating_add(more);
+        let mut n = padded.checked_sub(reach).map_or(0, |room| room / stride[d] + 1);
         // The last window must begin in the image or the padding before it.
         if how.ceil_mode && n > 0 && (n - 1) * stride[d] >= size[d] + padding[d] {
             n -= 1;

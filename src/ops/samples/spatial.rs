@@ -123,14 +123,14 @@ fn pools() -> Vec<Sample> {
         (&[2, 2, 4, 8], "2", p(2)),
         (&[2, 3, 5, 8], "2", p(2)),
         (&[3, 6, 4], "2", p(2)),
-        (&[1, 2, 5, 7], "(2, 3)", p((2, 3))),
+        (&[1, 2, 5, 7], "(2, 3)", Pool::new((2, 3))),
         (&[2, 1, 5, 5], "3, stride=2, padding=1", p(3).stride(2).padding(1)),
         (&[1, 2, 5, 6], "3, stride=1, padding=1", p(3).stride(1).padding(1)),
         (&[1, 1, 6, 5], "2, stride=(3, 1), ceil_mode=True", p(2).stride((3, 1)).ceil_mode(true)),
         (
             &[1, 2, 6, 7],
             "(3, 2), stride=2, padding=(1, 0), ceil_mode=True",
-            p((3, 2)).stride(2).padding((1, 0)).ceil_mode(true),
+            Pool::new((3, 2)).stride(2).padding((1, 0)).ceil_mode(true),
         ),
         (&[0, 2, 4, 4], "2", p(2)),
     ];
@@ -169,8 +169,8 @@ fn pools() -> Vec<Sample> {
         (&[1, 2, 7, 6], "2, dilation=2", p(2).dilation(2)),
         (
             &[2, 1, 7, 8],
-            "(2, 3), stride=1, dilation=(3, 2), padding=(1, 2)",
-            p((2, 3)).stride(1).dilation((3, 2)).padding((1, 2)),
+            "(2, 3), stride=1, dilation=(3, 2), padding=(1, 1)",
+            Pool::new((2, 3)).stride(1).dilation((3, 2)).padding((1, 1)),
         ),
         (&[1, 1, 7, 7], "2, stride=4, dilation=3", p(2).stride(4).dilation(3)),
     ] {
