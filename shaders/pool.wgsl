@@ -3,7 +3,7 @@
 // Of x [planes, size_h, size_w], for each window: MAX the greatest, INDEX the number of the greatest in its plane (of
 // NaNs the last, of equals the first), AVERAGE the mean. Of g [planes, windows_h, windows_w], for each element of the
 // image: SPREAD the shares of the windows' means, SCATTER the sum of the windows whose index it is (y are indices),
-// FIRST the same where windows do not overlap, found again in the image (y).
+// FIRST the same where windows do not overlap, found again in the image (y), by window.
 // PAIRS: windows of 2 x 2 side by side, two at a time, read in vec4s; MAX, INDEX, AVERAGE, or FIRST.
 // UNROLL: taps in each turn of the inner loop, for windows past the turns that software drivers grant.
 //! variant max: R=f32 MAX=1 UNROLL=1 WIDTH=64
@@ -194,17 +194,13 @@ fn pool(
 #else
         // A window's elements.
 #if FIRST
-        let r0 = (h + params.padding_h) / params.stride_h;
-        let q0 = (w + params.padding_w) / params.stride_w;
         let base = params.y_offset + plane * params.size_h * params.size_w;
 #else
-        let r0 = h;
-        let q0 = w;
         let base = params.x_offset + plane * params.size_h * params.size_w;
 #endif
         // Above and to the left of the image these wrap around and are past its end.
-        let top = r0 * params.stride_h - params.padding_h;
-        let left = q0 * params.stride_w - params.padding_w;
+        let top = h * params.stride_h - params.padding_h;
+        let left = w * params.stride_w - params.padding_w;
         let kernel_h = params.kernel_h + zero;
         let kernel_w = params.kernel_w + zero;
         var most = 0.0;
@@ -246,10 +242,20 @@ fn pool(
         store(unit, sum / divisor(h, w));
 #endif
 #if FIRST
-        let own = any && r0 < params.windows_h && q0 < params.windows_w && which == h * params.size_w + w;
-        // Between windows, the one before is looked at, which has others.
-        let g_at = (plane * params.windows_h + min(r0, params.windows_h - 1u)) * params.windows_w + min(q0, params.windows_w - 1u);
-        store(unit, select(0.0, x[params.x_offset + g_at], own));
+        // What lies between this window and the next belongs to it.
+        let there = h < params.windows_h && w < params.windows_w;
+        let g_at = (plane * params.windows_h + min(h, params.windows_h - 1u)) * params.windows_w + min(w, params.windows_w - 1u);
+        let g = select(0.0, x[params.x_offset + g_at], there);
+        for (var r = 0u; r < params.stride_h + zero; r++) {
+            let i = top + r;
+            for (var q = 0u; q < params.stride_w + zero; q++) {
+                let j = left + q;
+                if i < params.size_h && j < params.size_w {
+                    let at = i * params.size_w + j;
+                    store(plane * params.size_h * params.size_w + at, select(0.0, g, any && which == at));
+                }
+            }
+        }
 #endif
 #endif
 #endif

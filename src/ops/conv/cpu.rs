@@ -52,6 +52,16 @@ impl Geometry {
         out
     }
 
+    /// Whether a product would have too few rows to be worth copying its taps.
+    fn is_direct(&self) -> bool {
+        self.group_channels() == 1 && self.group_filters() <= 2
+    }
+
+    /// Whether a tap's places are as far apart as the image's elements, so that they are a stretch of it.
+    fn is_shifted(&self) -> bool {
+        self.stride == [1, 1] && self.places[1] == self.size[1]
+    }
+
     /// Whether the taps are the image itself.
     fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0] && self.places == self.size
@@ -93,6 +103,7 @@ struct Taps<'a, T> {
     block: &'a Block,
     channels: Range<usize>,
     columns: &'a mut [T],
+    /// Elements of a line of it.
     width: usize,
     image: Image<'a, T>,
 }
@@ -114,32 +125,21 @@ impl<T: Element> Work for Taps<'_, T> {
             for r in 0..g.kernel[0] {
                 for q in 0..g.kernel[1] {
                     let columns = &mut self.columns[line * self.width..][..self.width];
-                    let mut rest = &mut columns[..];
+                    let block = self.block.rows.len() * g.places[1];
                     for (i, image) in self.block.images.clone().enumerate() {
-                        let plane = match &self.image {
-                            Image::Read(_) => (image * g.channels + channel) * g.area(),
-                            Image::Add(_) => (i * g.channels + channel) * g.area(),
-                        };
-                        tap_rows(g, self.block.rows.clone(), [r, q], |_, at, places, first| {
-                            let (line, more) = std::mem::take(&mut rest).split_at_mut(g.places[1]);
-                            rest = more;
-                            let from = plane + at.unwrap_or(0) * g.size[1] + first;
-                            let count = places.len();
-                            match &mut self.image {
-                                Image::Read(x) => match at {
-                                    Some(_) if count > 0 => {
-                                        line[..places.start].fill(T::ZERO);
-                                        line[places.end..].fill(T::ZERO);
-                                        copy_row(&mut line[places], x, from, g.stride[1]);
-                                    }
-                                    _ => line.fill(T::ZERO),
-                                },
-                                Image::Add(x) if at.is_some() && count > 0 => {
-                                    add_row(x, from, g.stride[1], &line[places]);
-                                }
-                                Image::Add(_) => {}
+                        let number = if matches!(self.image, Image::Read(_)) { image } else { i };
+                        let plane = (number * g.channels + channel) * g.area();
+                        let columns = &mut columns[i * block..][..block];
+                        match &mut self.image {
+                            Image::Read(x) if g.is_shifted() => {
+                                read_shifted(g, self.block, [r, q], &x[plane..][..g.area()], columns);
                             }
-                        });
+                            Image::Add(x) if g.is_shifted() => {
+                                add_shifted(g, self.block, [r, q], &mut x[plane..][..g.area()], columns);
+                            }
+                            Image::Read(x) => read_rows(g, self.block, [r, q], &x[plane..], columns),
+                            Image::Add(x) => add_rows(g, self.block, [r, q], &mut x[plane..], columns),
+                        }
                     }
                     line += 1;
                 }
@@ -148,30 +148,79 @@ impl<T: Element> Work for Taps<'_, T> {
     }
 }
 
+/// What [`Geometry::is_shifted`] makes of a tap of a block's rows: which of its places are in the image's plane, and
+/// where the first of these is in it.
+fn shifted(g: &Geometry, block: &Block, [r, q]: [usize; 2]) -> (Range<usize>, usize) {
+    let width = g.size[1];
+    let before = g.padding[0] * width + g.padding[1];
+    let after = (block.rows.start + r * g.dilation[0]) * width + q * g.dilation[1];
+    let len = block.rows.len() * width;
+    let begin = before.saturating_sub(after).min(len);
+    let end = (g.area() + before).saturating_sub(after).clamp(begin, len);
+    (begin..end, if begin < end { after + begin - before } else { 0 })
+}
+
+/// Sets places of which the tap is to the left or right of the image to zero.
 #[inline(always)]
-fn copy_row<T: Copy>(to: &mut [T], x: &[T], from: usize, stride: usize) {
-    if stride == 1 {
-        for (to, &v) in to.iter_mut().zip(&x[from..]) {
-            *to = v;
-        }
-    } else {
-        for (to, &v) in to.iter_mut().zip(x[from..].iter().step_by(stride)) {
-            *to = v;
+fn clear_sides<T: Element>(g: &Geometry, tap: usize, columns: &mut [T]) {
+    let places = inside(g.places[1], g.size[1], tap * g.dilation[1], g.padding[1], 1);
+    if places.len() < g.places[1] {
+        for row in columns.chunks_exact_mut(g.places[1]) {
+            row[..places.start].iter_mut().for_each(|v| *v = T::ZERO);
+            row[places.end..].iter_mut().for_each(|v| *v = T::ZERO);
         }
     }
 }
 
 #[inline(always)]
-fn add_row<T: Element>(x: &mut [T], from: usize, stride: usize, values: &[T]) {
-    if stride == 1 {
-        for (to, &v) in x[from..].iter_mut().zip(values) {
-            *to = *to + v;
-        }
-    } else {
-        for (to, &v) in x[from..].iter_mut().step_by(stride).zip(values) {
-            *to = *to + v;
-        }
+fn read_shifted<T: Element>(g: &Geometry, block: &Block, tap: [usize; 2], plane: &[T], columns: &mut [T]) {
+    let (range, at) = shifted(g, block, tap);
+    columns[..range.start].fill(T::ZERO);
+    columns[range.end..].fill(T::ZERO);
+    let count = range.len();
+    columns[range].copy_from_slice(&plane[at..][..count]);
+    clear_sides(g, tap[1], columns);
+}
+
+#[inline(always)]
+fn add_shifted<T: Element>(g: &Geometry, block: &Block, tap: [usize; 2], plane: &mut [T], columns: &mut [T]) {
+    clear_sides(g, tap[1], columns);
+    let (range, at) = shifted(g, block, tap);
+    for (to, &v) in plane[at..].iter_mut().zip(&columns[range]) {
+        *to = *to + v;
     }
+}
+
+#[inline(always)]
+fn read_rows<T: Element>(g: &Geometry, block: &Block, tap: [usize; 2], plane: &[T], columns: &mut [T]) {
+    let mut lines = columns.chunks_exact_mut(g.places[1]);
+    tap_rows(g, block.rows.clone(), tap, |_, at, places, first| {
+        let Some(line) = lines.next() else { return };
+        let Some(at) = at.filter(|_| !places.is_empty()) else { return line.fill(T::ZERO) };
+        line[..places.start].fill(T::ZERO);
+        line[places.end..].fill(T::ZERO);
+        let x = &plane[at * g.size[1] + first..];
+        if g.stride[1] == 1 {
+            line[places].iter_mut().zip(x).for_each(|(to, &v)| *to = v);
+        } else {
+            line[places].iter_mut().zip(x.iter().step_by(g.stride[1])).for_each(|(to, &v)| *to = v);
+        }
+    });
+}
+
+#[inline(always)]
+fn add_rows<T: Element>(g: &Geometry, block: &Block, tap: [usize; 2], plane: &mut [T], columns: &[T]) {
+    let mut lines = columns.chunks_exact(g.places[1]);
+    tap_rows(g, block.rows.clone(), tap, |_, at, places, first| {
+        let Some(line) = lines.next() else { return };
+        let Some(at) = at.filter(|_| !places.is_empty()) else { return };
+        let x = &mut plane[at * g.size[1] + first..];
+        if g.stride[1] == 1 {
+            x.iter_mut().zip(&line[places]).for_each(|(to, &v)| *to = *to + v);
+        } else {
+            x.iter_mut().step_by(g.stride[1]).zip(&line[places]).for_each(|(to, &v)| *to = *to + v);
+        }
+    });
 }
 
 pub(super) fn run<T: Element>(op: &Conv2d, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) {
@@ -186,7 +235,7 @@ pub(super) fn run<T: Element>(op: &Conv2d, call: &Structured, inputs: &[&[u8]], 
         Part::Output => {
             let w = weight(call, input(1));
             let x = images(0, Part::Input);
-            if g.group_channels() == 1 {
+            if g.is_direct() {
                 direct(g, out, g.group_filters() * g.place_count(), |i, out| {
                     direct_output(g, i, x, &w, out);
                 });
@@ -197,7 +246,7 @@ pub(super) fn run<T: Element>(op: &Conv2d, call: &Structured, inputs: &[&[u8]], 
         Part::Input => {
             let w = weight(call, input(1));
             let y = images(0, Part::Output);
-            if g.group_channels() == 1 {
+            if g.is_direct() {
                 direct(g, out, g.area(), |i, out| direct_input(g, i, y, &w, out));
             } else {
                 input_gradient(g, y, &w, out);
@@ -378,7 +427,7 @@ fn weight_gradient<T: Element>(g: &Geometry, rows: Range<usize>, x: &[T], y: &[T
     let (m, k) = (g.group_filters(), g.group_channels() * g.taps());
     out.fill(T::ZERO);
     let part = |rows: Range<usize>, out: &mut [T], threads: bool| {
-        if g.group_channels() == 1 {
+        if g.is_direct() {
             return direct_weight(g, rows, x, y, out);
         }
         let mut scratch = Scratch::new();
@@ -388,7 +437,11 @@ fn weight_gradient<T: Element>(g: &Geometry, rows: Range<usize>, x: &[T], y: &[T
                 let n = g.columns(&block);
                 let (columns, width) = taps(g, &block, group, x, &mut scratch.columns);
                 let (values, row) = values(g, &block, group, y, &mut scratch.values);
-                multiply_add([m, k, n], values, [row, 1], columns, [1, width], out, k, true, threads);
+                if k < FEW_COLUMNS {
+                    vectorized(Dots { values, row, columns, width, n, out, k });
+                } else {
+                    multiply_add([m, k, n], values, [row, 1], columns, [1, width], out, k, true, threads);
+                }
             }
         }
     };
@@ -415,6 +468,34 @@ fn weight_gradient<T: Element>(g: &Geometry, rows: Range<usize>, x: &[T], y: &[T
     for sum in sums.chunks_exact(size) {
         for (to, &v) in out.iter_mut().zip(sum) {
             *to = *to + v;
+        }
+    }
+}
+
+/// Columns of a weight below which products of matrices have little to share.
+const FEW_COLUMNS: usize = 16;
+
+/// `out += values · columnsᵀ`, element by element.
+struct Dots<'a, T> {
+    values: &'a [T],
+    row: usize,
+    columns: &'a [T],
+    width: usize,
+    n: usize,
+    out: &'a mut [T],
+    k: usize,
+}
+
+impl<T: Element> Work for Dots<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (i, out) in self.out.chunks_exact_mut(self.k).enumerate() {
+            let values = &self.values[i * self.row..][..self.n];
+            for (j, out) in out.iter_mut().enumerate() {
+                *out = *out + dot(values, &self.columns[j * self.width..][..self.n], 1);
+            }
         }
     }
 }

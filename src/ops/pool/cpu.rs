@@ -212,32 +212,44 @@ impl<T: Real> Work for First<'_, T> {
             }
             return;
         }
-        let width = w.size[1];
-        let covered = 2 * w.count[0] * width;
-        self.out[covered..].fill(T::ZERO);
-        let rows = self.out[..covered].chunks_exact_mut(2 * width).zip(self.g.chunks_exact(w.count[1]));
-        for (y, (out, g)) in rows.enumerate() {
-            let (a, b) = pair(self.x, w, y);
-            let (top, bottom) = out.split_at_mut(width);
-            // What no window has.
-            top[2 * g.len()..].fill(T::ZERO);
-            bottom[2 * g.len()..].fill(T::ZERO);
-            let out = top.chunks_exact_mut(2).zip(bottom.chunks_exact_mut(2));
-            for (((&g, a), b), (top, bottom)) in
-                g.iter().zip(a.chunks_exact(2)).zip(b.chunks_exact(2)).zip(out)
-            {
-                let right = a[1] > a[0] || a[1].is_nan();
-                let most = if right { a[1] } else { a[0] };
-                let below = b[0] > most || b[0].is_nan();
-                let most = if below { b[0] } else { most };
-                let last = b[1] > most || b[1].is_nan();
-                let given = |to: bool| if to { g } else { T::ZERO };
-                top[0] = given(!right & !below & !last);
-                top[1] = given(right & !below & !last);
-                bottom[0] = given(below & !last);
-                bottom[1] = given(last);
-            }
+        // In five passes without branches: the four elements of each window are put into rows of their own.
+        let n = w.all();
+        let mut rows = vec![T::ZERO; 4 * n];
+        let (top, bottom) = rows.split_at_mut(2 * n);
+        let ((a, b), (c, d)) = (top.split_at_mut(n), bottom.split_at_mut(n));
+        let window = |y: usize| y * w.count[1]..(y + 1) * w.count[1];
+        for y in 0..w.count[0] {
+            let (upper, lower) = pair(self.x, w, y);
+            let to = a[window(y)].iter_mut().zip(&mut b[window(y)]);
+            to.zip(upper.chunks_exact(2)).for_each(|((a, b), x)| (*a, *b) = (x[0], x[1]));
+            let to = c[window(y)].iter_mut().zip(&mut d[window(y)]);
+            to.zip(lower.chunks_exact(2)).for_each(|((c, d), x)| (*c, *d) = (x[0], x[1]));
         }
+        let g = &self.g[..n];
+        let given = |to: bool, g: T| if to { g } else { T::ZERO };
+        for i in 0..n {
+            let right = (b[i] > a[i]) | b[i].is_nan();
+            let most = if right { b[i] } else { a[i] };
+            let below = (c[i] > most) | c[i].is_nan();
+            let most = if below { c[i] } else { most };
+            let last = (d[i] > most) | d[i].is_nan();
+            a[i] = given(!right & !below & !last, g[i]);
+            b[i] = given(right & !below & !last, g[i]);
+            c[i] = given(below & !last, g[i]);
+            d[i] = given(last, g[i]);
+        }
+        let (width, used) = (w.size[1], 2 * w.count[1]);
+        for y in 0..w.count[0] {
+            let (upper, lower) = self.out[2 * y * width..][..2 * width].split_at_mut(width);
+            // What no window has.
+            upper[used..].fill(T::ZERO);
+            lower[used..].fill(T::ZERO);
+            let with = a[window(y)].iter().zip(&b[window(y)]);
+            upper.chunks_exact_mut(2).zip(with).for_each(|(x, (&a, &b))| (x[0], x[1]) = (a, b));
+            let with = c[window(y)].iter().zip(&d[window(y)]);
+            lower.chunks_exact_mut(2).zip(with).for_each(|(x, (&c, &d))| (x[0], x[1]) = (c, d));
+        }
+        self.out[2 * w.count[0] * width..].fill(T::ZERO);
     }
 }
 

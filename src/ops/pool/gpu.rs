@@ -45,6 +45,10 @@ impl Plan {
         let w = &op.windows;
         let grid = match (pairs, op.kind.is_of_images()) {
             (true, _) => [w.count[0], w.size[1] / 4],
+            // By window, with what lies between it and the next.
+            (_, true) if op.kind == Kind::First => {
+                [0, 1].map(|d| (w.size[d] + w.padding[d]).div_ceil(w.stride[d]))
+            }
             (_, true) => w.size,
             (_, false) => w.count,
         };
@@ -58,7 +62,8 @@ impl Plan {
             Kind::Spread | Kind::Scatter => [windows(0).min(w.count[0]), windows(1).min(w.count[1])],
             _ => w.kernel,
         };
-        let each = |unroll: usize| 1 + rows * (1 + columns.div_ceil(unroll));
+        let stores = if op.kind == Kind::First { w.stride[0] * (1 + w.stride[1]) } else { 0 };
+        let each = |unroll: usize| 1 + rows * (1 + columns.div_ceil(unroll)) + stores;
         let unroll = (0..9).map(|n| 1 << n).find(|&n| each(n) <= MAX_TURNS).unwrap_or(256);
         let width = if software { 8 } else { 64 };
         let turns = if software {
