@@ -23,9 +23,10 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    /// Whether no element is in two windows.
+    /// Whether no element is in two windows, and what lies between two is little enough for one loop.
     pub fn are_apart(&self) -> bool {
-        (0..2).all(|d| (self.kernel[d] - 1) * self.dilation[d] < self.stride[d])
+        let apart = (0..2).all(|d| (self.kernel[d] - 1) * self.dilation[d] < self.stride[d]);
+        apart && self.stride[0].saturating_mul(self.stride[1]) <= 1 << 14
     }
 
     pub fn area(&self) -> usize {

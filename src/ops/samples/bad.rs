@@ -5,8 +5,10 @@ use crate::error::ErrorKind::{Argument, Autograd, DType, Device as Place, Index,
 use crate::graph::device::Device;
 use crate::graph::dtype::{Bool, I32};
 use crate::ops::cat::{cat, stack};
+use crate::ops::conv::{Conv, Padding};
 use crate::ops::elementwise::TABLE;
 use crate::ops::loss::CrossEntropy;
+use crate::ops::pool::Pool;
 use crate::ops::record::Arg;
 use crate::tensor::{Tensor, options};
 
@@ -53,6 +55,28 @@ pub(super) fn all() -> Vec<Bad> {
         bad("cross_entropy", Shape, &["dimension"], |d| f(d, &[]).cross_entropy(&int(d, &[]))),
         bad("cross_entropy", Argument, &["1.5"], |d| f(d, &[2, 3]).cross_entropy_with(&int(d, &[2]), &CrossEntropy { label_smoothing: 1.5, ..CrossEntropy::default() })),
         bad("cross_entropy", Shape, &["weight", "3"], |d| f(d, &[2, 3]).cross_entropy_with(&int(d, &[2]), &CrossEntropy { weight: Some(f(d, &[2])), ..CrossEntropy::default() })),
+        bad("conv2d", Shape, &["[2, 3]", "[1, 1, 2, 2]"], |d| f(d, &[2, 3]).conv2d(&f(d, &[1, 1, 2, 2]), None)),
+        bad("conv2d", Shape, &["[1, 3, 4, 4]", "2 channels"], |d| f(d, &[1, 3, 4, 4]).conv2d(&f(d, &[1, 2, 2, 2]), None)),
+        bad("conv2d", Shape, &["groups=2", "[3, 2, 2, 2]"], |d| f(d, &[1, 4, 4, 4]).conv2d_with(&f(d, &[3, 2, 2, 2]), None, &Conv::new().groups(2))),
+        bad("conv2d", Shape, &["bias", "[3]", "[2]"], |d| f(d, &[1, 2, 4, 4]).conv2d(&f(d, &[3, 2, 2, 2]), Some(&f(d, &[2])))),
+        bad("conv2d", Shape, &["[5, 5]", "[1, 2, 2, 4]"], |d| f(d, &[1, 2, 2, 4]).conv2d_with(&f(d, &[3, 2, 5, 5]), None, &Conv::new().padding(1))),
+        bad("conv2d", Shape, &["kernel size", "[0, 2]"], |d| f(d, &[1, 2, 4, 4]).conv2d(&f(d, &[3, 2, 0, 2]), None)),
+        bad("conv2d", Shape, &["kernel size"], |d| f(d, &[1, 1, 4, 4]).conv2d_with(&f(d, &[1, 1, 2, 2]), None, &Conv::new().dilation(usize::MAX))),
+        bad("conv2d", Argument, &["greater than zero"], |d| f(d, &[1, 2, 4, 4]).conv2d_with(&f(d, &[3, 2, 2, 2]), None, &Conv::new().stride(0))),
+        bad("conv2d", Argument, &["same", "strided"], |d| f(d, &[1, 2, 4, 4]).conv2d_with(&f(d, &[3, 2, 2, 2]), None, &Conv::new().stride(2).padding(Padding::Same))),
+        bad("conv2d", DType, &["int32"], |d| int(d, &[1, 2, 4, 4]).conv2d(&f(d, &[3, 2, 2, 2]), None)),
+        bad("conv_transpose2d", Shape, &["[1, 3, 4, 4]", "2 channels"], |d| f(d, &[1, 3, 4, 4]).conv_transpose2d(&f(d, &[2, 1, 2, 2]), None)),
+        bad("conv_transpose2d", Shape, &["no output"], |d| f(d, &[1, 2, 1, 1]).conv_transpose2d_with(&f(d, &[2, 1, 2, 2]), None, &Conv::new().padding(1))),
+        bad("conv_transpose2d", Argument, &["output padding"], |d| f(d, &[1, 2, 4, 4]).conv_transpose2d_with(&f(d, &[2, 1, 2, 2]), None, &Conv::new().output_padding(1))),
+        bad("max_pool2d", Shape, &["[4, 4]"], |d| f(d, &[4, 4]).max_pool2d(2)),
+        bad("max_pool2d", Shape, &["[1, 2, 3]", "too small"], |d| f(d, &[1, 2, 3]).max_pool2d(3)),
+        bad("max_pool2d", Argument, &["half", "2"], |d| f(d, &[1, 4, 4]).max_pool2d_with(&Pool::new(2).padding(2))),
+        bad("max_pool2d", Argument, &["greater than zero"], |d| f(d, &[1, 4, 4]).max_pool2d(0)),
+        bad("max_pool2d", DType, &["int32"], |d| int(d, &[1, 4, 4]).max_pool2d(2)),
+        bad("max_pool2d", Argument, &["divisor_override"], |d| f(d, &[1, 4, 4]).max_pool2d_with_indices(&Pool::new(2).divisor_override(1)).1),
+        bad("avg_pool2d", Shape, &["too small"], |d| f(d, &[1, 4, 4]).avg_pool2d((5, 1))),
+        bad("avg_pool2d", Argument, &["dilation"], |d| f(d, &[1, 4, 4]).avg_pool2d_with(&Pool::new(2).dilation(2))),
+        bad("adaptive_avg_pool2d", Shape, &["not empty"], |d| f(d, &[1, 0, 4]).adaptive_avg_pool2d(2)),
         bad("gather", Shape, &["[2]", "[2, 3]"], |d| f(d, &[2, 3]).gather(0, &int(d, &[2]))),
         bad("gather", Shape, &["[3, 3]", "[2, 3]"], |d| f(d, &[2, 3]).gather(1, &int(d, &[3, 3]))),
         bad("gather", DType, &["float32"], |d| f(d, &[2, 3]).gather(1, &f(d, &[2, 3]))),
@@ -111,6 +135,7 @@ pub(super) fn all() -> Vec<Bad> {
         out.push(bad(row.op.name, Place, &["same device"], |d| row.call(&[Arg::from(&f(&elsewhere(d), &[2])), Arg::from(&f(d, &[2]))])));
     }
     out.push(bad("matmul", Place, &["same device"], |d| f(d, &[2, 2]).matmul(&f(&elsewhere(d), &[2, 2]))));
+    out.push(bad("conv2d", Place, &["same device"], |d| f(d, &[1, 1, 2, 2]).conv2d(&f(&elsewhere(d), &[1, 1, 2, 2]), None)));
     out.push(bad("cat", Place, &["same device"], |d| cat(&[&f(d, &[2]), &f(&elsewhere(d), &[2])], 0)));
     out.push(bad("gather", Place, &["same device"], |d| f(d, &[2]).gather(0, &int(&elsewhere(d), &[2]))));
     out.push(bad("embedding", Place, &["same device"], |d| f(d, &[2, 2]).embedding(&int(&elsewhere(d), &[2]))));
