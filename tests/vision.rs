@@ -79,7 +79,7 @@ fn a_convolutional_network_learns() {
 
 #[test]
 fn convolutions_and_pools_have_gradients_of_gradients() {
-    let on = options().device(&cpu()).dtype(F64);
+    let on = options().device(cpu()).dtype(F64);
     device("cpu").unwrap().manual_seed(3);
     let grad = |shape: &[usize]| on.randn(shape).requires_grad_(true);
     let (x, w, b) = (grad(&[2, 2, 5, 5]), grad(&[4, 1, 3, 3]), grad(&[4]));
