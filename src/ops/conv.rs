@@ -224,6 +224,11 @@ impl Job {
                 self.error(ErrorKind::Argument, "padding='same' is not supported for strided convolutions")
             );
         }
+        let given = [how.stride.0, how.dilation.0, how.output_padding.0];
+        let padding = if let Padding::Size(p) = how.padding { p.0 } else { [0, 0] };
+        if given.iter().chain([&padding]).flatten().chain([&how.groups]).any(|&n| n > LARGEST) {
+            return Err(self.error(ErrorKind::Argument, format!("arguments may not be past {LARGEST}")));
+        }
         let args: Vec<Arg> = tensors().map(Arg::from).collect();
         let dtype = common_dtype(Class::Float, &args);
         check_dtype(x.device(), dtype, self.op, self.caller)?;
@@ -231,6 +236,10 @@ impl Job {
         let x4 = if x.dim() == 3 { x4.unsqueeze(0) } else { x4 };
         self.check_channels(&x4, &w, how.groups)?;
         let (geometry, part) = geometry(&x4, &w)?;
+        let shape = geometry.shape(part);
+        if shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).is_none_or(|n| n > 1 << 60) {
+            return Err(self.error(ErrorKind::Shape, format!("too many elements in {shape:?}")));
+        }
         let outputs = if part == Part::Output { geometry.filters } else { geometry.channels };
         if let Some(bias) = bias
             && bias.shape() != [outputs]
@@ -247,7 +256,7 @@ impl Job {
 
     fn check_channels(&self, x: &Tensor, w: &Tensor, groups: usize) -> Result<()> {
         let [first, second, kernel @ ..] = w.shape() else { return Ok(()) };
-        let channels = if self.channel == 1 { second * groups } else { *first };
+        let channels = if self.channel == 1 { second.saturating_mul(groups) } else { *first };
         if kernel.contains(&0) {
             let message = format!("kernel size should be greater than zero, but got {kernel:?}");
             return Err(self.error(ErrorKind::Shape, message));
@@ -265,9 +274,15 @@ impl Job {
     }
 }
 
+/// What strides, padding and sizes with padding may be at most: kernels count in 32 bits.
+const LARGEST: usize = i32::MAX as usize;
+
+/// Terms that a sum may have on a GPU: software drivers end loops after so many turns.
+const MOST_TERMS: usize = 500_000;
+
 /// How far a filter reaches beyond its first tap.
 fn reach(kernel: usize, dilation: usize) -> Option<usize> {
-    (kernel - 1).checked_mul(dilation)
+    (kernel - 1).checked_mul(dilation).filter(|&n| n < LARGEST)
 }
 
 fn forward_geometry(x: &Tensor, w: &Tensor, how: &Conv, job: &Job) -> Result<Geometry> {
@@ -291,7 +306,7 @@ fn forward_geometry(x: &Tensor, w: &Tensor, how: &Conv, job: &Job) -> Result<Geo
         let padded = match how.padding {
             Padding::Size(p) => {
                 padding[d] = p.0[d];
-                p.0[d].checked_mul(2).and_then(|p| p.checked_add(size)).ok_or_else(|| too_small(size))?
+                size + 2 * p.0[d]
             }
             Padding::Valid => size,
             Padding::Same => {
@@ -299,6 +314,10 @@ fn forward_geometry(x: &Tensor, w: &Tensor, how: &Conv, job: &Job) -> Result<Geo
                 size + reach
             }
         };
+        if padded > LARGEST {
+            let message = format!("input of size {xs:?} is too large with its padding");
+            return Err(job.error(ErrorKind::Limit, message));
+        }
         places[d] = padded.checked_sub(reach + 1).ok_or_else(|| too_small(padded))? / stride + 1;
     }
     Ok(Geometry {
@@ -345,7 +364,7 @@ fn transposed_geometry(x: &Tensor, w: &Tensor, how: &Conv, job: &Job) -> Result<
         let whole = whole.zip(reach(ws[2 + d], dilation)).and_then(|(n, r)| n.checked_add(r + more + 1));
         size[d] = (whole.zip(padding[d].checked_mul(2)))
             .and_then(|(n, p)| n.checked_sub(p))
-            .filter(|&n| n > 0)
+            .filter(|&n| n > 0 && n + 2 * padding[d] <= LARGEST)
             .ok_or_else(fail)?;
     }
     Ok(Geometry {
@@ -364,6 +383,16 @@ fn transposed_geometry(x: &Tensor, w: &Tensor, how: &Conv, job: &Job) -> Result<
 
 /// One part of the form, from the other two: of `(x, w)` the output, of `(y, w)` the input, of `(x, y)` the weight.
 fn convolve(part: Part, a: &Tensor, b: &Tensor, geometry: &Geometry, caller: Caller) -> Tensor {
+    let (terms, places) = match part {
+        Part::Output => (geometry.group_channels().saturating_mul(geometry.taps()), 0),
+        Part::Input => (geometry.group_filters().saturating_mul(geometry.taps()), 0),
+        // Rows of places are the least that parts are made of, four at a time.
+        Part::Weight => (0, geometry.places[1]),
+    };
+    if !a.device().is_cpu() && (terms > MOST_TERMS || places > 8 * MOST_TERMS) {
+        let message = format!("sums of {} terms are past what a GPU's kernels take", terms.max(4 * places));
+        return Tensor::invalid(Error::at(caller, ErrorKind::Limit, "conv2d", message));
+    }
     let laid = if part == Part::Weight { b.clone() } else { lay_weight(b) };
     let out = record(part, a, &laid, geometry, caller);
     let (name, by_a, by_b) = match part {

@@ -200,6 +200,11 @@ fn check_image(x: &Tensor, op: &'static str, caller: Caller) -> Result<[usize; 2
     }
 }
 
+/// What strides and the like may be at most: kernels count in 32 bits.
+const LARGEST: usize = 1 << 24;
+/// Elements of a window: software drivers end loops after so many turns.
+const LARGEST_WINDOW: usize = 1 << 24;
+
 fn windows(x: &Tensor, how: &Pool, op: &'static str, caller: Caller) -> Result<Windows> {
     let size = check_image(x, op, caller)?;
     let (kernel, padding, dilation) = (how.kernel_size.0, how.padding.0, how.dilation.0);
@@ -208,6 +213,13 @@ fn windows(x: &Tensor, how: &Pool, op: &'static str, caller: Caller) -> Result<W
     if [kernel, stride, dilation].iter().flatten().any(|&n| n == 0) {
         return wrong(format!(
             "kernel size, stride and dilation must be greater than zero, got {kernel:?}, {stride:?} and {dilation:?}"
+        ));
+    }
+    let given = [kernel, stride, dilation, padding];
+    if given.iter().flatten().any(|&n| n > LARGEST) || kernel[0] * kernel[1] > LARGEST_WINDOW {
+        return wrong(format!(
+            "windows may have {LARGEST_WINDOW} elements, and arguments may not be past {LARGEST}; got {kernel:?}, \
+             {stride:?}, {padding:?} and {dilation:?}"
         ));
     }
     let mut count = [0; 2];

@@ -295,15 +295,17 @@ impl Problem {
     /// How often an invocation's loops turn.
     fn turns(&self, kernel: Kernel) -> usize {
         let p = &self.params;
+        let all = (p.images * p.places_h * p.places_w) as usize;
+        let depth = if self.weight { all.min(p.depth as usize) } else { p.depth as usize };
         match kernel {
-            Kernel::Lanes { .. } if self.weight => (p.depth as usize).div_ceil(4),
+            Kernel::Lanes { .. } if self.weight => depth.div_ceil(4),
             Kernel::Lanes { .. } => {
                 let step = if self.reads_four() { 4 } else { 1 };
                 let taps = p.taps_h as usize * p.taps_w as usize;
                 p.taps_h as usize + taps * (1 + (p.channels as usize).div_ceil(step))
             }
-            Kernel::Tiles { .. } => (p.depth as usize).div_ceil(16) * 2,
-            Kernel::Dot(width) => (p.depth as usize).div_ceil(width) + 8,
+            Kernel::Tiles { .. } => depth.div_ceil(16) * 2,
+            Kernel::Dot(width) => depth.div_ceil(width) + 8,
         }
     }
 

@@ -64,7 +64,7 @@ impl Plan {
         };
         let stores = if op.kind == Kind::First { w.stride[0] * (1 + w.stride[1]) } else { 0 };
         let each = |unroll: usize| 1 + rows * (1 + columns.div_ceil(unroll)) + stores;
-        let unroll = (0..9).map(|n| 1 << n).find(|&n| each(n) <= MAX_TURNS).unwrap_or(256);
+        let unroll = (0..10).map(|n| 1 << n).find(|&n| each(n) <= MAX_TURNS).unwrap_or(512);
         let width = if software { 8 } else { 64 };
         let turns = if software {
             (MAX_TURNS / each(unroll)).clamp(1, MOST_TURNS).min(units.div_ceil(width * BUSY))
