@@ -5,6 +5,7 @@
 //! out, and the gradients of each are the other two ([`Part`]).
 
 mod cpu;
+mod direct;
 #[cfg(feature = "gpu")]
 pub(super) mod gpu;
 mod op;
