@@ -53,6 +53,7 @@ pub fn all() -> Vec<Named> {
     all.push(named("layernorm_4096x768", layer_norm));
     all.push(named("mlp_step", |d| models::mlp(d, false)));
     all.push(named("mlp_step_readback", |d| models::mlp(d, true)));
+    all.push(named("cnn_step", models::cnn));
     all.push(named("gpt_step", models::gpt));
     for n in [1, 1024] {
         all.push(named(format!("tiny_{n}"), move |d| tiny(d, n, false)));

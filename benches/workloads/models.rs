@@ -33,6 +33,13 @@ impl Seeds<'_> {
         Linear { weight, bias }
     }
 
+    fn conv(&mut self, inputs: usize, outputs: usize) -> Conv2d {
+        let scale = 1.0 / ((9 * inputs) as f64).sqrt();
+        let weight = Parameter::new(&self.next(&[outputs, inputs, 3, 3], scale));
+        let bias = Parameter::new(&self.next(&[outputs], scale));
+        Conv2d { weight, bias: Some(bias), ..Conv2d::new(inputs, outputs, 3).padding(1) }
+    }
+
     fn embedding(&mut self, rows: usize, width: usize) -> Embedding {
         Embedding { weight: Parameter::new(&self.next(&[rows, width], 0.05)) }
     }
@@ -119,6 +126,32 @@ pub fn mlp(device: &Device, readback: bool) -> Result<Workload> {
     let cost = Cost { flops, bytes: training_bytes(&model, 1.0) };
     let sgd = SGD::new(model.parameters(), 0.01).momentum(0.9);
     training(cost, 50, readback, sgd, move || model.forward(&x).cross_entropy(&target))
+}
+
+module! {
+    struct Cnn { conv1: Conv2d, conv2: Conv2d, head: Linear }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let x = self.conv1.forward(x).relu().max_pool2d(2);
+        let x = self.conv2.forward(&x).relu().max_pool2d(2);
+        self.head.forward(&x.flatten(1, -1))
+    }
+}
+
+pub fn cnn(device: &Device) -> Result<Workload> {
+    let batch = 64;
+    let x = values(device, 1, &[batch, 1, 28, 28], 1.0);
+    let target = options().device(device).from_slice(&integers(2, batch, 10), [batch]);
+    let mut s = Seeds::new(device);
+    let model = Cnn { conv1: s.conv(1, 16), conv2: s.conv(16, 32), head: s.linear(32 * 49, 10, true) };
+    let flops = training_flops(batch * 28 * 28, 9, 16, true)
+        + training_flops(batch * 14 * 14, 9 * 16, 32, false)
+        + training_flops(batch, 32 * 49, 10, false);
+    // What the layers hand on is written and read forward, and its gradient backward.
+    let activations = 4.0 * 4.0 * (batch * (2 * 16 * 28 * 28 + 2 * 32 * 14 * 14)) as f64;
+    let cost = Cost { flops, bytes: training_bytes(&model, 2.0) + activations };
+    let adam = Adam::new(model.parameters(), 1e-3);
+    training(cost, 5, false, adam, move || model.forward(&x).cross_entropy(&target))
 }
 
 module! {
