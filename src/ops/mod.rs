@@ -14,6 +14,7 @@ pub(crate) mod products;
 pub(crate) mod random;
 pub(crate) mod record;
 pub(crate) mod reduce;
+mod rows;
 #[doc(hidden)]
 pub mod samples;
 pub(crate) mod softmax;

@@ -10,6 +10,7 @@ use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 #[cfg(feature = "gpu")]
 use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::rows::{fold, map_sum, plus, sum_pairs};
 
 /// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ impl StructuredOp for SoftmaxBackward {
 
 /// Elements a thread should have at least.
 const WORTH_A_THREAD: usize = 16 << 10;
+/// Columns that are reduced at once.
+const COLUMNS: usize = 128;
 
 fn on_dtype(call: &Structured, log: bool, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
     match call.out_dtype {
@@ -128,118 +131,103 @@ impl<T: Real> Work for Slabs<'_, T> {
     #[inline(always)]
     fn run(self) {
         let slab = self.n * self.inner;
-        let mut totals = vec![(T::ZERO, T::ZERO); if self.inner == 1 { 0 } else { self.inner }];
+        let mut totals = [(T::ZERO, T::ZERO); COLUMNS];
         for (i, out) in self.out.chunks_exact_mut(slab).enumerate() {
             let part = i * slab..(i + 1) * slab;
             let (x, y) = (&self.x[part.clone()], self.y.map(|y| &y[part]));
             match (self.inner, y) {
                 (1, None) => forward_row(x, out, self.log),
                 (1, Some(y)) => backward_row(x, y, out, self.log),
-                (_, None) => forward_slab(x, out, &mut totals, self.log),
-                (_, Some(y)) => backward_slab(x, y, out, &mut totals, self.log),
+                (_, None) => forward_slab(x, out, self.inner, &mut totals, self.log),
+                (_, Some(y)) => backward_slab(x, y, out, self.inner, &mut totals, self.log),
             }
         }
     }
 }
 
-/// Folds `n` terms in as many lanes as fit in registers.
-#[inline(always)]
-fn fold<T: Real>(n: usize, start: T, term: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
-    const LANES: usize = 16;
-    let mut lanes = [start; LANES];
-    for block in 0..n / LANES {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = join(*lane, term(block * LANES + l));
-        }
-    }
-    for i in n / LANES * LANES..n {
-        lanes[i % LANES] = join(lanes[i % LANES], term(i));
-    }
-    let mut half = LANES;
-    while half > 1 {
-        half /= 2;
-        for l in 0..half {
-            lanes[l] = join(lanes[l], lanes[l + half]);
-        }
-    }
-    lanes[0]
-}
-
 #[inline(always)]
 fn forward_row<T: Real>(x: &[T], out: &mut [T], log: bool) {
-    let n = x.len().min(out.len());
-    let most = fold(n, T::of(f64::NEG_INFINITY), |i| x[i], T::maximum);
+    let most = fold(x, T::of(f64::NEG_INFINITY), |v| v, greater);
     if log {
-        let sum = fold(n, T::ZERO, |i| Real::exp(x[i] - most), |a, b| a + b).ln();
-        for i in 0..n {
-            out[i] = x[i] - most - sum;
+        let sum = fold(x, T::ZERO, |v| (v - most).exp_not_above_0(), plus).ln();
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x - most - sum;
         }
     } else {
-        for i in 0..n {
-            out[i] = Real::exp(x[i] - most);
-        }
-        let sum = fold(n, T::ZERO, |i| out[i], |a, b| a + b);
+        let each = T::ONE / map_sum(x, out, |v| (v - most).exp_not_above_0());
         for v in out {
-            *v = *v / sum;
+            *v = *v * each;
         }
     }
+}
+
+/// The greater; of NaN and a number either, as the sum of exponentials will be NaN all the same.
+#[inline(always)]
+fn greater<T: Real>(a: T, b: T) -> T {
+    if b > a { b } else { a }
 }
 
 #[inline(always)]
 fn backward_row<T: Real>(g: &[T], y: &[T], out: &mut [T], log: bool) {
-    let n = g.len().min(y.len()).min(out.len());
     if log {
-        let sum = fold(n, T::ZERO, |i| g[i], |a, b| a + b);
-        for i in 0..n {
-            out[i] = g[i] - Real::exp(y[i]) * sum;
+        let sum = fold(g, T::ZERO, |g| g, plus);
+        for ((out, &g), &y) in out.iter_mut().zip(g).zip(y) {
+            *out = g - y.exp_not_above_0() * sum;
         }
     } else {
-        let sum = fold(n, T::ZERO, |i| g[i] * y[i], |a, b| a + b);
-        for i in 0..n {
-            out[i] = (g[i] - sum) * y[i];
+        let sum = sum_pairs(g, y, |g, y| g * y);
+        for ((out, &g), &y) in out.iter_mut().zip(g).zip(y) {
+            *out = (g - sum) * y;
         }
     }
 }
 
-/// Columns side by side: `totals` has the greatest and the sum of each.
+/// Columns side by side, some at a time so that they stay in the fastest cache: `totals` has the greatest and the
+/// sum of each.
 #[inline(always)]
-fn forward_slab<T: Real>(x: &[T], out: &mut [T], totals: &mut [(T, T)], log: bool) {
-    let inner = totals.len();
-    totals.fill((T::of(f64::NEG_INFINITY), T::ZERO));
-    for row in x.chunks_exact(inner) {
-        for (t, &v) in totals.iter_mut().zip(row) {
-            t.0 = t.0.maximum(v);
+fn forward_slab<T: Real>(x: &[T], out: &mut [T], inner: usize, totals: &mut [(T, T)], log: bool) {
+    for first in (0..inner).step_by(totals.len()) {
+        let totals = &mut totals[..(inner - first).min(COLUMNS)];
+        let part = first..first + totals.len();
+        totals.fill((T::of(f64::NEG_INFINITY), T::ZERO));
+        for row in x.chunks_exact(inner) {
+            for (t, &v) in totals.iter_mut().zip(&row[part.clone()]) {
+                t.0 = greater(t.0, v);
+            }
         }
-    }
-    for (row, out) in x.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
-        for ((t, &v), out) in totals.iter_mut().zip(row).zip(out) {
-            let e = Real::exp(v - t.0);
-            t.1 = t.1 + e;
-            *out = if log { v } else { e };
+        for (row, out) in x.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
+            for ((t, &v), out) in totals.iter_mut().zip(&row[part.clone()]).zip(&mut out[part.clone()]) {
+                let e = (v - t.0).exp_not_above_0();
+                t.1 = t.1 + e;
+                *out = if log { v } else { e };
+            }
         }
-    }
-    if log {
-        totals.iter_mut().for_each(|t| t.1 = t.1.ln());
-    }
-    for out in out.chunks_exact_mut(inner) {
-        for (t, out) in totals.iter().zip(out) {
-            *out = if log { *out - t.0 - t.1 } else { *out / t.1 };
+        totals.iter_mut().for_each(|t| t.1 = if log { t.1.ln() } else { T::ONE / t.1 });
+        for out in out.chunks_exact_mut(inner) {
+            for (t, out) in totals.iter().zip(&mut out[part.clone()]) {
+                *out = if log { *out - t.0 - t.1 } else { *out * t.1 };
+            }
         }
     }
 }
 
 #[inline(always)]
-fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], totals: &mut [(T, T)], log: bool) {
-    let inner = totals.len();
-    totals.fill((T::ZERO, T::ZERO));
-    for (g, y) in g.chunks_exact(inner).zip(y.chunks_exact(inner)) {
-        for ((t, &g), &y) in totals.iter_mut().zip(g).zip(y) {
-            t.1 = t.1 + if log { g } else { g * y };
+fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], inner: usize, totals: &mut [(T, T)], log: bool) {
+    for first in (0..inner).step_by(totals.len()) {
+        let totals = &mut totals[..(inner - first).min(COLUMNS)];
+        let part = first..first + totals.len();
+        totals.fill((T::ZERO, T::ZERO));
+        for (g, y) in g.chunks_exact(inner).zip(y.chunks_exact(inner)) {
+            for ((t, &g), &y) in totals.iter_mut().zip(&g[part.clone()]).zip(&y[part.clone()]) {
+                t.1 = t.1 + if log { g } else { g * y };
+            }
         }
-    }
-    for ((out, g), y) in out.chunks_exact_mut(inner).zip(g.chunks_exact(inner)).zip(y.chunks_exact(inner)) {
-        for (((t, out), &g), &y) in totals.iter().zip(out).zip(g).zip(y) {
-            *out = if log { g - Real::exp(y) * t.1 } else { (g - t.1) * y };
+        let rows = g.chunks_exact(inner).zip(y.chunks_exact(inner));
+        for (out, (g, y)) in out.chunks_exact_mut(inner).zip(rows) {
+            let values = g[part.clone()].iter().zip(&y[part.clone()]);
+            for ((t, out), (&g, &y)) in totals.iter().zip(&mut out[part.clone()]).zip(values) {
+                *out = if log { g - y.exp_not_above_0() * t.1 } else { (g - t.1) * y };
+            }
         }
     }
 }
