@@ -240,9 +240,9 @@ pub(super) enum Kernel {
     Registers,
     /// An invocation.
     Invocation,
-    /// A workgroup of this size.
-    Group(usize),
-    /// The same, with this many vec4s in each turn of a loop.
+    /// A workgroup of this size, which is one subgroup or talks through its memory.
+    Team { width: usize, subgroup: bool, registers: bool },
+    /// One of 256, with this many vec4s in each turn of a loop.
     Unrolled(usize),
 }
 
@@ -251,84 +251,96 @@ pub(super) struct Rows {
     rows: usize,
     n: usize,
     inner: usize,
+    software: bool,
+    /// Whether workgroups of 8 are subgroups.
+    eights: bool,
 }
 
 #[cfg(feature = "gpu")]
-type Fits = fn(&Rows, software: bool) -> bool;
+type Fits = fn(&Rows) -> bool;
 
-/// The first that fits is taken. On a software adapter barriers are dear, and few threads are to be filled. On a
-/// GPU invocations side by side should read memory side by side.
+/// The first that fits is taken. On a software adapter barriers are dear and every lane pays for its load, so that
+/// a row in registers, read once, is best. On a GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
-pub(super) const VARIANTS: &[(Kernel, Fits)] = &[
-    (Kernel::Registers, |r, software| r.n <= 32 && (software || r.inner >= 32 || r.rows >= 1024)),
-    (Kernel::Invocation, |r, software| if software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
-    (Kernel::Group(64), |r, software| software || r.n <= 1024),
-    (Kernel::Group(256), |_, _| true),
-    (Kernel::Unrolled(8), |_, _| true),
-];
+pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
+    use Kernel::{Invocation, Registers, Team, Unrolled};
+    const fn team(width: usize, subgroup: bool, registers: bool) -> Kernel {
+        Team { width, subgroup, registers }
+    }
+    [
+        (Registers, |r| r.n <= 32 && (r.software || r.inner >= 32 || r.rows >= 1024)),
+        // Longer ones take longer to compile than they save.
+        (team(8, true, true), |r| r.eights && r.inner == 1 && r.n <= 1024),
+        (team(8, true, false), |r| r.eights && r.inner == 1),
+        (Invocation, |r| if r.software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
+        (team(64, false, true), |r| !r.software && r.n <= 1024),
+        (team(256, false, true), |r| !r.software && r.n <= 4096),
+        (team(64, false, false), |r| r.software),
+        (team(256, false, false), |_| true),
+        (Unrolled(8), |_| true),
+    ]
+};
 
 #[cfg(feature = "gpu")]
 fn dispatch(call: &Structured, log: bool, adapter: &AdapterInfo) -> Vec<ShaderCall> {
-    let rows = Rows::new(call);
-    let software = adapter.class == AdapterClass::Software;
-    let within = |kernel: Kernel| !software || rows.turns(kernel) <= MAX_TURNS;
-    let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(&rows, software));
-    chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log, software))
+    let rows = Rows::new(call, adapter);
+    let within = |kernel: Kernel| !rows.software || rows.turns(kernel) <= MAX_TURNS;
+    let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(&rows));
+    chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log))
 }
 
 #[cfg(feature = "gpu")]
 impl Rows {
-    pub(super) fn new(call: &Structured) -> Rows {
+    pub(super) fn new(call: &Structured, adapter: &AdapterInfo) -> Rows {
         let &[outer, n, inner] = &call.inputs[0].1.shape[..] else {
             unreachable!("softmax takes [outer, n, inner]")
         };
-        Rows { rows: outer * inner, n, inner }
+        let software = adapter.class == AdapterClass::Software;
+        let eights = software && adapter.subgroup_size == Some(8);
+        Rows { rows: outer * inner, n, inner, software, eights }
     }
 
     /// How often an invocation's loops turn, for the greatest, the sum and the results.
     fn turns(&self, kernel: Kernel) -> usize {
         3 * match kernel {
-            Kernel::Registers => 0,
+            Kernel::Registers | Kernel::Team { registers: true, .. } => 0,
             Kernel::Invocation => self.n.div_ceil(4),
-            Kernel::Group(width) => self.n.div_ceil(4 * width),
+            Kernel::Team { width, .. } => self.n.div_ceil(4 * width),
             Kernel::Unrolled(ways) => self.n.div_ceil(4 * 256 * ways),
         }
     }
 
-    pub(super) fn calls(
-        &self,
-        kernel: Kernel,
-        call: &Structured,
-        log: bool,
-        software: bool,
-    ) -> Vec<ShaderCall> {
+    pub(super) fn calls(&self, kernel: Kernel, call: &Structured, log: bool) -> Vec<ShaderCall> {
         if self.rows * self.n == 0 {
             return vec![];
         }
         let backward = call.inputs.len() > 1;
         let unroll = if let Kernel::Unrolled(ways) = kernel { ways } else { 1 };
+        let (team, subgroup, registers, width) = match kernel {
+            Kernel::Registers => (false, false, true, if self.software { 8 } else { 64 }),
+            Kernel::Invocation => (false, false, false, if self.software { 8 } else { 64 }),
+            Kernel::Team { width, subgroup, registers } => (true, subgroup, registers, width),
+            Kernel::Unrolled(_) => (true, false, false, 256),
+        };
         // Past the end of a row single elements may be read, but not fours.
         let vec = unroll == 1
             && self.inner == 1
             && self.n.is_multiple_of(4)
             && call.inputs.iter().all(|(_, layout)| layout.offset.is_multiple_of(4));
-        let width = match kernel {
-            Kernel::Group(width) => width,
-            Kernel::Unrolled(_) => 256,
-            _ if software => 8,
-            _ => 64,
-        };
-        let group = matches!(kernel, Kernel::Group(_) | Kernel::Unrolled(_));
+        let step = if team { 4 * width } else { 4 };
         let defines = Defines::default()
             .value("T", "f32")
             .value("WIDTH", width)
             .value("UNROLL", unroll)
-            .flag("GROUP", group)
-            .value("CHUNKS", if kernel == Kernel::Registers { self.n.div_ceil(4) } else { 0 })
+            .flag("TEAM", team)
+            .flag("SUBGROUP", subgroup)
+            .value("CHUNKS", if registers { self.n.div_ceil(step) } else { 0 })
             .flag("LOG", log)
             .flag("BACKWARD", backward)
             .flag("VEC", vec)
-            .flag("VEC4", vec);
+            .flag("VEC4", vec)
+            .flag("WHOLE", vec && (!registers || self.n.is_multiple_of(step)))
+            .flag("POLYNOMIAL", self.software);
         let params = shader::Params {
             rows: self.rows as u32,
             n: self.n as u32,
@@ -341,7 +353,7 @@ impl Rows {
             entry: "softmax",
             defines: defines.0,
             params: params.into(),
-            workgroups: fold_grid(if group { self.rows } else { self.rows.div_ceil(width) }),
+            workgroups: fold_grid(if team { self.rows } else { self.rows.div_ceil(width) }),
         }]
     }
 }
