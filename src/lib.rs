@@ -44,6 +44,7 @@ pub use graph::dtype::{DType, Element, Scalar};
 pub use ops::cast::Target;
 pub use ops::cat::{cat, stack};
 pub use ops::loss::{CrossEntropy, Reduction};
+pub use ops::norm::BatchNorm;
 pub use ops::record::Arg;
 pub use tensor::{
     Index, IntoData, IntoDims, IntoIndex, IntoShape, Options, PrintOptions, Tensor, arange, default_device,
@@ -66,6 +67,7 @@ pub mod prelude {
     };
     pub use crate::ops::cat::{cat, stack};
     pub use crate::ops::loss::{CrossEntropy, Reduction};
+    pub use crate::ops::norm::BatchNorm;
     pub use crate::optim::{
         Adam, AdamW, CosineAnnealingLR, LinearLR, OneCycleLR, Optimizer, SGD, Schedule, Scheduler, StepLR,
         clip_grad_norm_, clip_grad_value_,

@@ -9,6 +9,8 @@ pub(crate) mod gather;
 pub(crate) mod indexing;
 pub(crate) mod loss;
 pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod normalize;
 pub(crate) mod probability;
 pub(crate) mod products;
 pub(crate) mod random;
