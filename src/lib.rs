@@ -62,8 +62,8 @@ pub mod prelude {
     pub use crate::error::{Error, ErrorKind, Result};
     pub use crate::graph::dtype::{Bool, DType, F32, F64, I32, U32};
     pub use crate::nn::{
-        self, Dropout, Embedding, Flatten, GELU, Linear, Module, Parameter, ReLU, Sequential, SiLU, Sigmoid,
-        Softmax, StateDict, Tanh, init,
+        self, BatchNorm1d, BatchNorm2d, Dropout, Embedding, Flatten, GELU, LayerNorm, Linear, Module,
+        Parameter, RMSNorm, ReLU, Sequential, SiLU, Sigmoid, Softmax, StateDict, Tanh, init,
     };
     pub use crate::ops::cat::{cat, stack};
     pub use crate::ops::loss::{CrossEntropy, Reduction};

@@ -19,6 +19,7 @@ mod bad;
 mod elementwise;
 mod indexing;
 mod linear;
+mod norm;
 mod reductions;
 mod views;
 
@@ -102,6 +103,7 @@ pub fn all() -> Vec<OpInfo> {
         reductions::samples(),
         linear::samples(),
         indexing::samples(),
+        norm::samples(),
         views::samples(),
     ];
     for sample in groups.into_iter().flatten() {

@@ -13,6 +13,8 @@ use crate::ops::gather::{Gather, ScatterAdd};
 use crate::ops::matmul::Matmul;
 use crate::ops::softmax::{Softmax, SoftmaxBackward};
 
+mod norms;
+
 fn add(out: &mut [u8], args: &[&[u8]]) {
     let of = |i: usize| bytemuck::cast_slice::<u8, f32>(args[i]);
     for ((out, a), b) in bytemuck::cast_slice_mut::<u8, f32>(out).iter_mut().zip(of(0)).zip(of(1)) {
