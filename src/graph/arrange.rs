@@ -15,7 +15,7 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
     let mut partials = 0;
     for mut step in steps.drain(..) {
         if let Body::Reduce(reduce) = &step.kernel.body {
-            let cuts = (caps.split_reduction)(reduce.outputs(), reduce.reduced());
+            let cuts = (caps.split_reduction)(reduce.outputs(), reduce.reduced(), of_columns(reduce));
             // Cut along the longest reduced dimension.
             let dim = (reduce.kept..reduce.pre.shape.len()).max_by_key(|&d| reduce.pre.shape[d]);
             if let Some(dim) = dim
@@ -34,6 +34,12 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
         out.push(step);
     }
     *steps = out;
+}
+
+/// Whether neighbours in memory belong to different outputs.
+fn of_columns(reduce: &Reduce) -> bool {
+    let kept = |layout: &Layout| (0..reduce.kept).any(|d| layout.shape[d] > 1 && layout.strides[d] == 1);
+    reduce.pre.loads.iter().any(|load| kept(&load.layout))
 }
 
 /// Kernels that leave `n` partial results for each output, side by side, and that `n`. Where the length is no

@@ -26,6 +26,11 @@ enum Vector {
 const LANES: usize = 256;
 /// Values that one turn of a loop takes.
 const WAYS: usize = 4;
+/// Invocations of a workgroup on a software adapter that read columns: as many as its vectors have lanes. It does
+/// one such vector after another, each for the whole loop, so that wider workgroups only leave processors idle.
+const VECTOR: usize = 8;
+/// Rows of columns that one invocation of a software adapter reads.
+const ROWS_OF_COLUMNS: usize = 1024;
 /// Lavapipe ends an invocation's loops, without a word, after 65,535 turns in all (nesting does not help).
 /// Outer loops take fewer turns than the innermost, so half of that for it leaves room for them.
 const MAX_TURNS: usize = 1 << 15;
@@ -77,8 +82,10 @@ pub fn reduce(kernel: &Kernel, r: &Reduce, class: AdapterClass, library: &Librar
 
     let (workgroup, groups, memory);
     if lanes == 1 {
-        (workgroup, groups, memory) = (WORKGROUP, units.div_ceil(WORKGROUP), String::new());
-        p.line(&format!("let o = group * {WORKGROUP}u + lid;"));
+        let columns = class == AdapterClass::Software && vector == Vector::Kept && turns >= 32;
+        let width = if columns { VECTOR } else { WORKGROUP };
+        (workgroup, groups, memory) = (width, units.div_ceil(width), String::new());
+        p.line(&format!("let o = group * {width}u + lid;"));
         p.open(&format!("if {} {{", inside("o")));
         p.line(&format!("var acc = {identity};"));
         serial(&mut p, r, dim, &identity);
@@ -285,7 +292,7 @@ fn identity(op: ReduceOp, dtype: DType) -> String {
 }
 
 /// How many values of each output one reduction may take at most, and how many partial ones there should be.
-pub fn split(class: AdapterClass, outputs: usize, reduced: usize) -> usize {
+pub fn split(class: AdapterClass, outputs: usize, reduced: usize, columns: bool) -> usize {
     // As many partial results as keep the adapter busy, and each long enough to be worth its store.
     let (busy, least) = match class {
         AdapterClass::Software => (512, 256),
@@ -298,6 +305,10 @@ pub fn split(class: AdapterClass, outputs: usize, reduced: usize) -> usize {
     let mut parts = 1;
     if outputs < busy && outputs.saturating_mul(reduced) >= worth {
         parts = (busy / outputs).min(reduced / least).max(1);
+    }
+    // Processors lose their way (their tables of pages, that is) in columns of many rows.
+    if class == AdapterClass::Software && columns && outputs.saturating_mul(reduced) >= 1 << 20 {
+        parts = parts.max(reduced.div_ceil(ROWS_OF_COLUMNS));
     }
     // A loop's turns, with one value a turn.
     parts = parts.max(reduced.div_ceil(MAX_TURNS));
