@@ -162,6 +162,17 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str) {
     let wide = dim.is_some();
     let count = |d: usize| if dim == Some(d) { r.pre.shape[d] / 4 } else { r.pre.shape[d] };
     let mut loops = std::collections::HashMap::new();
+    // The output's coordinates, where it has several, are found once: software adapters divide slowly, and leave
+    // that in the loop.
+    if (0..r.kept).filter(|&d| count(d) > 1).count() > 1 {
+        let mut radix = 1;
+        for d in (0..r.kept).rev() {
+            let name = p.name("k");
+            p.line(&format!("let {name} = o / {radix}u % {}u;", count(d).max(1)));
+            loops.insert(d, name);
+            radix *= count(d).max(1);
+        }
+    }
     if rank == r.kept {
         value(p, r, dim, Lane::Kept(loops), "acc");
         return;
@@ -231,7 +242,7 @@ fn shared_loop(p: &mut Printer, r: &Reduce, dim: Option<usize>, lanes: usize, to
 
 /// Where the code stands among the reduced values.
 enum Lane {
-    /// Loops give the coordinates.
+    /// Loops give the coordinates of the reduced dimensions, and those of the kept ones may be known.
     Kept(std::collections::HashMap<usize, String>),
     /// One index counts them all.
     Flat(String),
@@ -240,10 +251,13 @@ enum Lane {
 /// Computes a value and combines it into `acc`.
 fn value(p: &mut Printer, r: &Reduce, dim: Option<usize>, lane: Lane, acc: &str) {
     let mut groups = vec![Group { dims: 0..r.kept, index: "o".into() }];
-    let mut loops = Default::default();
+    let mut loops: std::collections::HashMap<usize, String> = Default::default();
     match lane {
         Lane::Kept(l) => loops = l,
         Lane::Flat(index) => groups.push(Group { dims: r.kept..r.pre.shape.len(), index }),
+    }
+    if r.kept > 0 && loops.contains_key(&0) {
+        groups.remove(0);
     }
     let space = Space { shape: &r.pre.shape, vector: dim, groups, loops };
     let registers = p.program(&r.pre, &space, "anchor");
