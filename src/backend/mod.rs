@@ -39,8 +39,9 @@ pub struct Caps {
     /// Bytes one binding may have.
     pub max_binding_bytes: usize,
     pub f64: bool,
-    /// A reduction to `outputs` values of `reduced` each is cut in so many partial ones first (1: not cut).
-    pub split_reduction: fn(outputs: usize, reduced: usize) -> usize,
+    /// A reduction to `outputs` values of `reduced` each, of neighbours in memory or of `columns`, is cut in so many
+    /// partial ones first (1: not cut).
+    pub split_reduction: fn(outputs: usize, reduced: usize, columns: bool) -> usize,
 }
 
 /// What compiling a recording gave: pipelines, grids, packed parameters. Kept with the cached plan.

@@ -15,7 +15,7 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
     let mut partials = 0;
     for mut step in steps.drain(..) {
         if let Body::Reduce(reduce) = &step.kernel.body {
-            let cuts = (caps.split_reduction)(reduce.outputs(), reduce.reduced());
+            let cuts = (caps.split_reduction)(reduce.outputs(), reduce.reduced(), of_columns(reduce));
             // Cut along the longest reduced dimension.
             let dim = (reduce.kept..reduce.pre.shape.len()).max_by_key(|&d| reduce.pre.shape[d]);
             if let Some(dim) = dim
@@ -34,6 +34,12 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
         out.push(step);
     }
     *steps = out;
+}
+
+/// Whether neighbours in memory belong to different outputs.
+fn of_columns(reduce: &Reduce) -> bool {
+    let kept = |layout: &Layout| (0..reduce.kept).any(|d| layout.shape[d] > 1 && layout.strides[d] == 1);
+    reduce.pre.loads.iter().any(|load| kept(&load.layout))
 }
 
 /// Kernels that leave `n` partial results for each output, side by side, and that `n`. Where the length is no
@@ -66,19 +72,22 @@ fn partial_step(
     n: usize,
     partial: Value,
 ) -> Step {
+    // Before them, where neighbours in memory are columns, and they stay neighbours; else behind.
+    let columns = of_columns(reduce);
+    let place = if columns { 0 } else { reduce.kept };
     let start = if count == 1 && at > 0 { reduce.pre.shape[dim] - each } else { 0 };
     let cut = |layout: &Layout| {
         let part = layout.slice(dim, start, count * each, 1);
         let mut out = part.clone();
-        // Dimension `dim` becomes (count, each); `count` moves to the end of the kept ones.
+        // Dimension `dim` becomes (count, each); `count` moves to the kept ones.
         out.shape[dim] = each;
-        out.shape.insert(reduce.kept, count);
-        out.strides.insert(reduce.kept, part.strides[dim] * each);
+        out.shape.insert(place, count);
+        out.strides.insert(place, part.strides[dim] * each);
         out
     };
     let mut pre = reduce.pre.clone();
     pre.shape[dim] = each;
-    pre.shape.insert(reduce.kept, count);
+    pre.shape.insert(place, count);
     for access in &mut pre.loads {
         access.layout = cut(&access.layout);
     }
@@ -90,11 +99,10 @@ fn partial_step(
         access.binding = binding_of[usize::from(access.binding)];
     }
     let kept = pre.collapse(reduce.kept + 1);
-    let to = Layout {
-        shape: Dims::from_slice(&[reduce.outputs(), count]),
-        strides: Dims::from_slice(&[n, 1]),
-        offset: at,
-    };
+    let outputs = reduce.outputs();
+    let (shape, strides, offset) =
+        if columns { ([count, outputs], [outputs, 1], at * outputs) } else { ([outputs, count], [n, 1], at) };
+    let to = Layout { shape: Dims::from_slice(&shape), strides: Dims::from_slice(&strides), offset };
     let binding = (bindings.len() - 1) as u16;
     let mut post = anchor_only(reduce, Access { binding, dtype: reduce.dtype, layout: to });
     post.collapse(0);
@@ -141,7 +149,11 @@ fn combine_step(step: &Step, reduce: &Reduce, n: usize, partial: Value) -> Step 
     let binding = values.len() as u16;
     values.push(partial);
     kernel.bindings.push(Binding { dtype: reduce.dtype, written: false });
-    let layout = Layout::contiguous(&[reduce.outputs(), n]);
+    let outputs = reduce.outputs();
+    let layout = match of_columns(reduce) {
+        true => Layout::contiguous(&[n, outputs]).permute(&[1, 0]),
+        false => Layout::contiguous(&[outputs, n]),
+    };
     let mut pre = Program {
         shape: layout.shape.clone(),
         insts: vec![Inst::Load(0)],

@@ -22,12 +22,14 @@ mod field;
 pub mod init;
 mod layers;
 mod module;
+mod norm;
 mod sequential;
 
 pub use conv::{AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d};
 pub use field::{Constant, Field, Part, PartMut, Parts, PartsMut, Training};
 pub use layers::{Dropout, Embedding, Flatten, GELU, Identity, Linear, ReLU, SiLU, Sigmoid, Softmax, Tanh};
 pub use module::{Module, StateDict};
+pub use norm::{BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm};
 pub use sequential::Sequential;
 
 use crate::tensor::Tensor;

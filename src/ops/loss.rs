@@ -2,10 +2,16 @@
 
 use std::panic::Location;
 
-use super::record::{Caller, common_device, first_error};
+use smallvec::smallvec;
+
+use super::cast::to_dtype;
+use super::elementwise::WHERE;
+use super::record::{Caller, common_device, first_error, link};
+use crate::autograd::{Saved, no_grad};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
+use crate::graph::dtype::{F32, I32};
 use crate::graph::layout::{Dims, broadcast};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, options};
 
 /// What a loss makes of the losses of its samples.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -79,7 +85,9 @@ impl Tensor {
     #[track_caller]
     pub fn nll_loss_with(&self, target: &Tensor, how: &CrossEntropy) -> Tensor {
         let caller = Location::caller();
-        Tensor::from_result(on_line_of(caller, || nll(self, target, how, "nll_loss", caller)))
+        Tensor::from_result(on_line_of(caller, || {
+            nll(self, Picked::LogProbabilities, target, how, "nll_loss", caller)
+        }))
     }
 
     /// The cross-entropy between logits `self` (`[C]`, `[N, C]` or `[N, C, d…]`) and target classes (integers, the
@@ -112,19 +120,20 @@ impl Tensor {
                 return Err(Error::at(caller, ErrorKind::Shape, op, message));
             }
             let class_dim = if self.dim() == 1 { 0 } else { 1 };
-            let log_p = self.log_softmax(class_dim);
             if target.dtype().is_float() {
-                return soft(&log_p, target, class_dim, how, caller);
+                return soft(&self.log_softmax(class_dim), target, class_dim, how, caller);
             }
             let smoothing = how.label_smoothing;
             if !(0.0..=1.0).contains(&smoothing) {
                 let message = format!("label_smoothing must be between 0.0 and 1.0. Got: {smoothing}");
                 return Err(Error::at(caller, ErrorKind::Argument, op, message));
             }
-            let hard = nll(&log_p, target, how, op, caller)?;
             if smoothing == 0.0 {
-                return Ok(hard);
+                let logits = to_dtype(self, if self.dtype().is_float() { self.dtype() } else { F32 }, caller);
+                return nll(&logits, Picked::Logits, target, how, op, caller);
             }
+            let log_p = self.log_softmax(class_dim);
+            let hard = nll(&log_p, Picked::LogProbabilities, target, how, op, caller)?;
             let even = smooth(&log_p, target, class_dim, how);
             Ok(hard.mul(1.0 - smoothing).add(even.mul(smoothing / self.size(class_dim) as f64)))
         }))
@@ -189,8 +198,47 @@ fn weights_of(target: &Tensor, how: &CrossEntropy, like: &Tensor, counts: &Tenso
     weight.where_(counts, 0.0)
 }
 
+/// What log-probabilities are picked from.
+#[derive(Clone, Copy, PartialEq)]
+enum Picked {
+    LogProbabilities,
+    Logits,
+}
+
+/// The log-probability of each sample's class. The gradient is found without scattering, as there is one class for
+/// each sample: it is the sample's at its class and 0 elsewhere, less, for logits, its share of every class.
+fn pick(x: &Tensor, from: Picked, dim: i64, class: &Tensor, caller: Caller) -> Tensor {
+    let class = class.detach();
+    let log_p = if from == Picked::Logits { x.log_softmax(dim) } else { x.clone() };
+    let out = no_grad(|| log_p.detach().gather(dim, &class.unsqueeze(dim)).squeeze_dim(dim));
+    if out.error().is_some() {
+        return out;
+    }
+    // A tensor in its own right, no view of one.
+    let out = Tensor::from_saved(out.node(), out.layout().clone(), None);
+    link(&out, "NllLossBackward0", &[x], caller, || {
+        let n = x.size(dim);
+        let mut along: Dims = smallvec![1; x.dim()];
+        along[dim as usize] = n;
+        // With its history: gradients of gradients pass through the logarithms, too.
+        let log_p = (from == Picked::Logits).then(|| Saved::input(&log_p));
+        let class = Saved::value(&class);
+        Box::new(move |f, g| {
+            let classes = options().device(g.device()).dtype(I32).arange(0, n as i64, 1).reshape(&along[..]);
+            let (hit, g) = (class.unpack(f).unsqueeze(dim).eq(classes), g.unsqueeze(dim));
+            let gradient = WHERE.call(&[hit.into(), (&g).into(), 0.0.into()]);
+            smallvec![Some(match &log_p {
+                Some(log_p) => gradient.sub(log_p.unpack(f).exp().mul(g)),
+                None => gradient,
+            })]
+        })
+    });
+    out
+}
+
 fn nll(
     log_p: &Tensor,
+    from: Picked,
     target: &Tensor,
     how: &CrossEntropy,
     op: &'static str,
@@ -222,8 +270,7 @@ fn nll(
     }
     let counts = target.ne(how.ignore_index);
     let safe = target.where_(&counts, 0);
-    let picked =
-        log_p.gather(class_dim as i64, &safe.unsqueeze(class_dim as i64)).squeeze_dim(class_dim as i64);
+    let picked = pick(log_p, from, class_dim as i64, &safe, caller);
     let plain = how.weight.is_none() && how.reduction == Reduction::Mean;
     let weights = weights_of(target, how, &picked, &counts);
     // The weights are zero where a target does not count, but 0 * -inf would not be.

@@ -11,11 +11,14 @@ pub(crate) mod indexing;
 pub(crate) mod loss;
 pub(crate) mod matmul;
 pub(crate) mod pool;
+pub(crate) mod norm;
+pub(crate) mod normalize;
 pub(crate) mod probability;
 pub(crate) mod products;
 pub(crate) mod random;
 pub(crate) mod record;
 pub(crate) mod reduce;
+mod rows;
 #[doc(hidden)]
 pub mod samples;
 pub(crate) mod softmax;

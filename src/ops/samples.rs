@@ -19,6 +19,7 @@ mod bad;
 mod elementwise;
 mod indexing;
 mod linear;
+mod norm;
 mod reductions;
 mod spatial;
 mod views;
@@ -104,6 +105,7 @@ pub fn all() -> Vec<OpInfo> {
         linear::samples(),
         indexing::samples(),
         spatial::samples(),
+        norm::samples(),
         views::samples(),
     ];
     for sample in groups.into_iter().flatten() {

@@ -10,6 +10,7 @@ use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 #[cfg(feature = "gpu")]
 use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::rows::{fold, map_sum, plus, sum_pairs};
 
 /// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ impl StructuredOp for SoftmaxBackward {
 
 /// Elements a thread should have at least.
 const WORTH_A_THREAD: usize = 16 << 10;
+/// Columns that are reduced at once.
+const COLUMNS: usize = 128;
 
 fn on_dtype(call: &Structured, log: bool, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
     match call.out_dtype {
@@ -128,118 +131,103 @@ impl<T: Real> Work for Slabs<'_, T> {
     #[inline(always)]
     fn run(self) {
         let slab = self.n * self.inner;
-        let mut totals = vec![(T::ZERO, T::ZERO); if self.inner == 1 { 0 } else { self.inner }];
+        let mut totals = [(T::ZERO, T::ZERO); COLUMNS];
         for (i, out) in self.out.chunks_exact_mut(slab).enumerate() {
             let part = i * slab..(i + 1) * slab;
             let (x, y) = (&self.x[part.clone()], self.y.map(|y| &y[part]));
             match (self.inner, y) {
                 (1, None) => forward_row(x, out, self.log),
                 (1, Some(y)) => backward_row(x, y, out, self.log),
-                (_, None) => forward_slab(x, out, &mut totals, self.log),
-                (_, Some(y)) => backward_slab(x, y, out, &mut totals, self.log),
+                (_, None) => forward_slab(x, out, self.inner, &mut totals, self.log),
+                (_, Some(y)) => backward_slab(x, y, out, self.inner, &mut totals, self.log),
             }
         }
     }
 }
 
-/// Folds `n` terms in as many lanes as fit in registers.
-#[inline(always)]
-fn fold<T: Real>(n: usize, start: T, term: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
-    const LANES: usize = 16;
-    let mut lanes = [start; LANES];
-    for block in 0..n / LANES {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = join(*lane, term(block * LANES + l));
-        }
-    }
-    for i in n / LANES * LANES..n {
-        lanes[i % LANES] = join(lanes[i % LANES], term(i));
-    }
-    let mut half = LANES;
-    while half > 1 {
-        half /= 2;
-        for l in 0..half {
-            lanes[l] = join(lanes[l], lanes[l + half]);
-        }
-    }
-    lanes[0]
-}
-
 #[inline(always)]
 fn forward_row<T: Real>(x: &[T], out: &mut [T], log: bool) {
-    let n = x.len().min(out.len());
-    let most = fold(n, T::of(f64::NEG_INFINITY), |i| x[i], T::maximum);
+    let most = fold(x, T::of(f64::NEG_INFINITY), |v| v, greater);
     if log {
-        let sum = fold(n, T::ZERO, |i| Real::exp(x[i] - most), |a, b| a + b).ln();
-        for i in 0..n {
-            out[i] = x[i] - most - sum;
+        let sum = fold(x, T::ZERO, |v| (v - most).exp_not_above_0(), plus).ln();
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x - most - sum;
         }
     } else {
-        for i in 0..n {
-            out[i] = Real::exp(x[i] - most);
-        }
-        let sum = fold(n, T::ZERO, |i| out[i], |a, b| a + b);
+        let each = T::ONE / map_sum(x, out, |v| (v - most).exp_not_above_0());
         for v in out {
-            *v = *v / sum;
+            *v = *v * each;
         }
     }
+}
+
+/// The greater; of NaN and a number either, as the sum of exponentials will be NaN all the same.
+#[inline(always)]
+fn greater<T: Real>(a: T, b: T) -> T {
+    if b > a { b } else { a }
 }
 
 #[inline(always)]
 fn backward_row<T: Real>(g: &[T], y: &[T], out: &mut [T], log: bool) {
-    let n = g.len().min(y.len()).min(out.len());
     if log {
-        let sum = fold(n, T::ZERO, |i| g[i], |a, b| a + b);
-        for i in 0..n {
-            out[i] = g[i] - Real::exp(y[i]) * sum;
+        let sum = fold(g, T::ZERO, |g| g, plus);
+        for ((out, &g), &y) in out.iter_mut().zip(g).zip(y) {
+            *out = g - y.exp_not_above_0() * sum;
         }
     } else {
-        let sum = fold(n, T::ZERO, |i| g[i] * y[i], |a, b| a + b);
-        for i in 0..n {
-            out[i] = (g[i] - sum) * y[i];
+        let sum = sum_pairs(g, y, |g, y| g * y);
+        for ((out, &g), &y) in out.iter_mut().zip(g).zip(y) {
+            *out = (g - sum) * y;
         }
     }
 }
 
-/// Columns side by side: `totals` has the greatest and the sum of each.
+/// Columns side by side, some at a time so that they stay in the fastest cache: `totals` has the greatest and the
+/// sum of each.
 #[inline(always)]
-fn forward_slab<T: Real>(x: &[T], out: &mut [T], totals: &mut [(T, T)], log: bool) {
-    let inner = totals.len();
-    totals.fill((T::of(f64::NEG_INFINITY), T::ZERO));
-    for row in x.chunks_exact(inner) {
-        for (t, &v) in totals.iter_mut().zip(row) {
-            t.0 = t.0.maximum(v);
+fn forward_slab<T: Real>(x: &[T], out: &mut [T], inner: usize, totals: &mut [(T, T)], log: bool) {
+    for first in (0..inner).step_by(totals.len()) {
+        let totals = &mut totals[..(inner - first).min(COLUMNS)];
+        let part = first..first + totals.len();
+        totals.fill((T::of(f64::NEG_INFINITY), T::ZERO));
+        for row in x.chunks_exact(inner) {
+            for (t, &v) in totals.iter_mut().zip(&row[part.clone()]) {
+                t.0 = greater(t.0, v);
+            }
         }
-    }
-    for (row, out) in x.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
-        for ((t, &v), out) in totals.iter_mut().zip(row).zip(out) {
-            let e = Real::exp(v - t.0);
-            t.1 = t.1 + e;
-            *out = if log { v } else { e };
+        for (row, out) in x.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
+            for ((t, &v), out) in totals.iter_mut().zip(&row[part.clone()]).zip(&mut out[part.clone()]) {
+                let e = (v - t.0).exp_not_above_0();
+                t.1 = t.1 + e;
+                *out = if log { v } else { e };
+            }
         }
-    }
-    if log {
-        totals.iter_mut().for_each(|t| t.1 = t.1.ln());
-    }
-    for out in out.chunks_exact_mut(inner) {
-        for (t, out) in totals.iter().zip(out) {
-            *out = if log { *out - t.0 - t.1 } else { *out / t.1 };
+        totals.iter_mut().for_each(|t| t.1 = if log { t.1.ln() } else { T::ONE / t.1 });
+        for out in out.chunks_exact_mut(inner) {
+            for (t, out) in totals.iter().zip(&mut out[part.clone()]) {
+                *out = if log { *out - t.0 - t.1 } else { *out * t.1 };
+            }
         }
     }
 }
 
 #[inline(always)]
-fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], totals: &mut [(T, T)], log: bool) {
-    let inner = totals.len();
-    totals.fill((T::ZERO, T::ZERO));
-    for (g, y) in g.chunks_exact(inner).zip(y.chunks_exact(inner)) {
-        for ((t, &g), &y) in totals.iter_mut().zip(g).zip(y) {
-            t.1 = t.1 + if log { g } else { g * y };
+fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], inner: usize, totals: &mut [(T, T)], log: bool) {
+    for first in (0..inner).step_by(totals.len()) {
+        let totals = &mut totals[..(inner - first).min(COLUMNS)];
+        let part = first..first + totals.len();
+        totals.fill((T::ZERO, T::ZERO));
+        for (g, y) in g.chunks_exact(inner).zip(y.chunks_exact(inner)) {
+            for ((t, &g), &y) in totals.iter_mut().zip(&g[part.clone()]).zip(&y[part.clone()]) {
+                t.1 = t.1 + if log { g } else { g * y };
+            }
         }
-    }
-    for ((out, g), y) in out.chunks_exact_mut(inner).zip(g.chunks_exact(inner)).zip(y.chunks_exact(inner)) {
-        for (((t, out), &g), &y) in totals.iter().zip(out).zip(g).zip(y) {
-            *out = if log { g - Real::exp(y) * t.1 } else { (g - t.1) * y };
+        let rows = g.chunks_exact(inner).zip(y.chunks_exact(inner));
+        for (out, (g, y)) in out.chunks_exact_mut(inner).zip(rows) {
+            let values = g[part.clone()].iter().zip(&y[part.clone()]);
+            for ((t, out), (&g, &y)) in totals.iter().zip(&mut out[part.clone()]).zip(values) {
+                *out = if log { g - y.exp_not_above_0() * t.1 } else { (g - t.1) * y };
+            }
         }
     }
 }
@@ -252,9 +240,9 @@ pub(super) enum Kernel {
     Registers,
     /// An invocation.
     Invocation,
-    /// A workgroup of this size.
-    Group(usize),
-    /// The same, with this many vec4s in each turn of a loop.
+    /// A workgroup of this size, which is one subgroup or talks through its memory.
+    Team { width: usize, subgroup: bool, registers: bool },
+    /// One of 256, with this many vec4s in each turn of a loop.
     Unrolled(usize),
 }
 
@@ -263,84 +251,96 @@ pub(super) struct Rows {
     rows: usize,
     n: usize,
     inner: usize,
+    software: bool,
+    /// Whether workgroups of 8 are subgroups.
+    eights: bool,
 }
 
 #[cfg(feature = "gpu")]
-type Fits = fn(&Rows, software: bool) -> bool;
+type Fits = fn(&Rows) -> bool;
 
-/// The first that fits is taken. On a software adapter barriers are dear, and few threads are to be filled. On a
-/// GPU invocations side by side should read memory side by side.
+/// The first that fits is taken. On a software adapter barriers are dear and every lane pays for its load, so that
+/// a row in registers, read once, is best. On a GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
-pub(super) const VARIANTS: &[(Kernel, Fits)] = &[
-    (Kernel::Registers, |r, software| r.n <= 32 && (software || r.inner >= 32 || r.rows >= 1024)),
-    (Kernel::Invocation, |r, software| if software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
-    (Kernel::Group(64), |r, software| software || r.n <= 1024),
-    (Kernel::Group(256), |_, _| true),
-    (Kernel::Unrolled(8), |_, _| true),
-];
+pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
+    use Kernel::{Invocation, Registers, Team, Unrolled};
+    const fn team(width: usize, subgroup: bool, registers: bool) -> Kernel {
+        Team { width, subgroup, registers }
+    }
+    [
+        (Registers, |r| r.n <= 32 && (r.software || r.inner >= 32 || r.rows >= 1024)),
+        // Longer ones take longer to compile than they save.
+        (team(8, true, true), |r| r.eights && r.inner == 1 && r.n <= 1024),
+        (team(8, true, false), |r| r.eights && r.inner == 1),
+        (Invocation, |r| if r.software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
+        (team(64, false, true), |r| !r.software && r.n <= 1024),
+        (team(256, false, true), |r| !r.software && r.n <= 4096),
+        (team(64, false, false), |r| r.software),
+        (team(256, false, false), |_| true),
+        (Unrolled(8), |_| true),
+    ]
+};
 
 #[cfg(feature = "gpu")]
 fn dispatch(call: &Structured, log: bool, adapter: &AdapterInfo) -> Vec<ShaderCall> {
-    let rows = Rows::new(call);
-    let software = adapter.class == AdapterClass::Software;
-    let within = |kernel: Kernel| !software || rows.turns(kernel) <= MAX_TURNS;
-    let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(&rows, software));
-    chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log, software))
+    let rows = Rows::new(call, adapter);
+    let within = |kernel: Kernel| !rows.software || rows.turns(kernel) <= MAX_TURNS;
+    let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(&rows));
+    chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log))
 }
 
 #[cfg(feature = "gpu")]
 impl Rows {
-    pub(super) fn new(call: &Structured) -> Rows {
+    pub(super) fn new(call: &Structured, adapter: &AdapterInfo) -> Rows {
         let &[outer, n, inner] = &call.inputs[0].1.shape[..] else {
             unreachable!("softmax takes [outer, n, inner]")
         };
-        Rows { rows: outer * inner, n, inner }
+        let software = adapter.class == AdapterClass::Software;
+        let eights = software && adapter.subgroup_size == Some(8);
+        Rows { rows: outer * inner, n, inner, software, eights }
     }
 
     /// How often an invocation's loops turn, for the greatest, the sum and the results.
     fn turns(&self, kernel: Kernel) -> usize {
         3 * match kernel {
-            Kernel::Registers => 0,
+            Kernel::Registers | Kernel::Team { registers: true, .. } => 0,
             Kernel::Invocation => self.n.div_ceil(4),
-            Kernel::Group(width) => self.n.div_ceil(4 * width),
+            Kernel::Team { width, .. } => self.n.div_ceil(4 * width),
             Kernel::Unrolled(ways) => self.n.div_ceil(4 * 256 * ways),
         }
     }
 
-    pub(super) fn calls(
-        &self,
-        kernel: Kernel,
-        call: &Structured,
-        log: bool,
-        software: bool,
-    ) -> Vec<ShaderCall> {
+    pub(super) fn calls(&self, kernel: Kernel, call: &Structured, log: bool) -> Vec<ShaderCall> {
         if self.rows * self.n == 0 {
             return vec![];
         }
         let backward = call.inputs.len() > 1;
         let unroll = if let Kernel::Unrolled(ways) = kernel { ways } else { 1 };
+        let (team, subgroup, registers, width) = match kernel {
+            Kernel::Registers => (false, false, true, if self.software { 8 } else { 64 }),
+            Kernel::Invocation => (false, false, false, if self.software { 8 } else { 64 }),
+            Kernel::Team { width, subgroup, registers } => (true, subgroup, registers, width),
+            Kernel::Unrolled(_) => (true, false, false, 256),
+        };
         // Past the end of a row single elements may be read, but not fours.
         let vec = unroll == 1
             && self.inner == 1
             && self.n.is_multiple_of(4)
             && call.inputs.iter().all(|(_, layout)| layout.offset.is_multiple_of(4));
-        let width = match kernel {
-            Kernel::Group(width) => width,
-            Kernel::Unrolled(_) => 256,
-            _ if software => 8,
-            _ => 64,
-        };
-        let group = matches!(kernel, Kernel::Group(_) | Kernel::Unrolled(_));
+        let step = if team { 4 * width } else { 4 };
         let defines = Defines::default()
             .value("T", "f32")
             .value("WIDTH", width)
             .value("UNROLL", unroll)
-            .flag("GROUP", group)
-            .value("CHUNKS", if kernel == Kernel::Registers { self.n.div_ceil(4) } else { 0 })
+            .flag("TEAM", team)
+            .flag("SUBGROUP", subgroup)
+            .value("CHUNKS", if registers { self.n.div_ceil(step) } else { 0 })
             .flag("LOG", log)
             .flag("BACKWARD", backward)
             .flag("VEC", vec)
-            .flag("VEC4", vec);
+            .flag("VEC4", vec)
+            .flag("WHOLE", vec && (!registers || self.n.is_multiple_of(step)))
+            .flag("POLYNOMIAL", self.software);
         let params = shader::Params {
             rows: self.rows as u32,
             n: self.n as u32,
@@ -353,7 +353,7 @@ impl Rows {
             entry: "softmax",
             defines: defines.0,
             params: params.into(),
-            workgroups: fold_grid(if group { self.rows } else { self.rows.div_ceil(width) }),
+            workgroups: fold_grid(if team { self.rows } else { self.rows.div_ceil(width) }),
         }]
     }
 }

@@ -66,6 +66,20 @@ pub fn exp(x: f32) -> f32 {
     select(x.is_nan(), x, scale(exp_tail(r) + r + 1.0, i))
 }
 
+/// e^x for x <= 0, as softmax takes it. What is no normal number is 0.
+#[inline(always)]
+pub fn exp_not_above_0(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // as in `nearest`
+    const LEAST: f32 = -87.336_54; // the smallest normal number's logarithm
+    let v = select(x < LEAST, LEAST, x); // NaN stays
+    let shifted = v * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = v - n * LN2_HI - n * LN2_LO;
+    // The bits of MAGIC are shifted out.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    select(x < LEAST, 0.0, (exp_tail(r) + r + 1.0) * power)
+}
+
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
     let v = clamp(x, -151.0, 129.0);
@@ -424,6 +438,18 @@ mod tests {
             }
         }
         assert!(bad.is_empty(), "{bad:#?}");
+    }
+
+    #[test]
+    fn exp_of_what_is_not_above_0() {
+        for x in arguments().filter(|x| *x <= 0.0) {
+            let exact = f64::from(x).exp();
+            let error = ulps(exp_not_above_0(x), exact);
+            let vanishes = exact < 1.2e-38 && exp_not_above_0(x) == 0.0;
+            assert!(error < 1.1 || vanishes, "{x}: {:e}, {error} ulp", exp_not_above_0(x));
+        }
+        assert!(exp_not_above_0(f32::NAN).is_nan() && exp_not_above_0(f32::from_bits(0xffff_ffff)).is_nan());
+        assert_eq!([exp_not_above_0(f32::NEG_INFINITY), exp_not_above_0(-0.0)], [0.0, 1.0]);
     }
 
     #[test]

@@ -49,7 +49,7 @@ const CAPS: Caps = Caps {
     max_binding_bytes: isize::MAX as usize,
     f64: true,
     // A reduction is cut in parts where it is computed.
-    split_reduction: |_, _| 1,
+    split_reduction: |_, _, _| 1,
 };
 
 struct Cpu {

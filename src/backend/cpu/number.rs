@@ -165,6 +165,8 @@ pub trait Real:
     /// To the nearest, halves to even.
     fn round(self) -> Self;
     fn exp(self) -> Self;
+    /// `exp` of what is not above 0, faster; results too small to be normal numbers may be 0.
+    fn exp_not_above_0(self) -> Self;
     fn exp2(self) -> Self;
     fn exp_m1(self) -> Self;
     fn ln(self) -> Self;
@@ -277,14 +279,14 @@ macro_rules! real {
 }
 
 real!(f32, math::pow, { sqrt floor ceil trunc log10 asin acos atan sinh cosh asinh acosh atanh }, {
-    exp = math::exp, exp2 = math::exp2, exp_m1 = math::exp_m1, ln = math::ln, ln_1p = math::ln_1p,
+    exp = math::exp, exp_not_above_0 = math::exp_not_above_0, exp2 = math::exp2, exp_m1 = math::exp_m1, ln = math::ln, ln_1p = math::ln_1p,
     log2 = math::log2, sin = math::sin, cos = math::cos, tan = math::tan, tanh = math::tanh,
     sigmoid = math::sigmoid, erf = math::erf, erfc = libm::erfcf, lgamma = libm::lgammaf,
 });
 real!(f64, f64::powf, {
     sqrt floor ceil trunc exp exp2 exp_m1 ln ln_1p log2 log10 sin cos tan asin acos atan sinh cosh tanh
     asinh acosh atanh
-}, { sigmoid = math::sigmoid64, erf = libm::erf, erfc = libm::erfc, lgamma = libm::lgamma });
+}, { exp_not_above_0 = f64::exp, sigmoid = math::sigmoid64, erf = libm::erf, erfc = libm::erfc, lgamma = libm::lgamma });
 
 /// Conversion of values as PyTorch's `to`: floats truncate, and saturate where the target has no such value
 /// (NaN gives 0), as WGSL does; to bool is `!= 0`.

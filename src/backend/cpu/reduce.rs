@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::eval::{Eval, Operands};
 use super::number::{Num, Value};
 use super::parallel::{WORTH_A_THREAD, tasks};
-use super::plan::{Plan, map_layouts};
+use super::plan::{Plan, Step, map_layouts};
 use super::simd::{Work, vectorized};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Reduce, ReduceOp};
@@ -22,6 +22,8 @@ const LANES: usize = 32;
 const GROUP: usize = 32;
 /// Elements of one part where few outputs have long reductions.
 const PART: usize = 128 << 10;
+/// Elements of a block that is read in place.
+const BARE: usize = 16 << 10;
 /// Columns that are reduced at once.
 const WIDE: usize = 4096;
 
@@ -54,7 +56,7 @@ impl ReducePlan {
             return Err(format!("a reduction of register {}, which is not {}", reduce.value, reduce.dtype));
         }
         let columns = outputs > 1 && (reduced == 1 || by_columns(&reduce.pre, reduce.kept));
-        let pre = if columns {
+        let mut pre = if columns {
             let rank = reduce.pre.shape.len();
             let order: Vec<usize> = (reduce.kept..rank).chain(0..reduce.kept).collect();
             Plan::new(
@@ -65,6 +67,13 @@ impl ReducePlan {
         } else {
             Plan::new(&reduce.pre, reduce.kept, Some(reduce.value))?
         };
+        // Nothing is computed before: the values are folded where they lie, in blocks as long as sums stay accurate.
+        if let [Step::Borrow { access, .. }] = pre.steps[..]
+            && pre.accesses[usize::from(access)].layout.is_contiguous()
+        {
+            pre.by_runs = false;
+            pre.block = if reduced <= BARE { (BARE / reduced.max(1)).max(1) * reduced.max(1) } else { BARE };
+        }
         let price = pre.cost;
         let (span, part) = if columns {
             let span = if outputs <= WIDE { outputs } else { WIDE };

@@ -4,11 +4,13 @@ use super::{Bad, bad};
 use crate::error::ErrorKind::{Argument, Autograd, DType, Device as Place, Index, Shape};
 use crate::graph::device::Device;
 use crate::graph::dtype::{Bool, I32};
+use crate::nn::{BatchNorm1d, BatchNorm2d, Module};
 use crate::ops::cat::{cat, stack};
 use crate::ops::conv::{Conv, Padding};
 use crate::ops::elementwise::TABLE;
 use crate::ops::loss::CrossEntropy;
 use crate::ops::pool::Pool;
+use crate::ops::norm::BatchNorm;
 use crate::ops::record::Arg;
 use crate::tensor::{Tensor, options};
 
@@ -18,6 +20,10 @@ fn f(d: &Device, shape: &[usize]) -> Tensor {
 
 fn int(d: &Device, shape: &[usize]) -> Tensor {
     options().device(d).dtype(I32).zeros(shape)
+}
+
+fn training() -> BatchNorm {
+    BatchNorm { training: true, ..BatchNorm::default() }
 }
 
 #[rustfmt::skip] // one line each: an error must name its own
@@ -40,6 +46,25 @@ pub(super) fn all() -> Vec<Bad> {
         bad("logsumexp", Index, &["2"], |d| f(d, &[2, 2]).logsumexp(2, false)),
         bad("softmax", Index, &["2"], |d| f(d, &[2, 2]).softmax(2)),
         bad("log_softmax", Index, &["-3"], |d| f(d, &[2, 2]).log_softmax(-3)),
+        bad("layer_norm", Shape, &["[4]", "[2, 3]"], |d| f(d, &[2, 3]).layer_norm(4, None, None, 1e-5)),
+        bad("layer_norm", Shape, &["[4, 2, 3]", "[2, 3]"], |d| f(d, &[2, 3]).layer_norm([4, 2, 3], None, None, 1e-5)),
+        bad("layer_norm", Shape, &["1-dimensional"], |d| f(d, &[2, 3]).layer_norm((), None, None, 1e-5)),
+        bad("layer_norm", Shape, &["weight", "[1, 3]"], |d| f(d, &[2, 3]).layer_norm(3, Some(&f(d, &[1, 3])), None, 1e-5)),
+        bad("layer_norm", Shape, &["bias", "[2]"], |d| f(d, &[2, 3]).layer_norm(3, None, Some(&f(d, &[2])), 1e-5)),
+        bad("layer_norm", DType, &["int32"], |d| int(d, &[2, 3]).layer_norm(3, None, None, 1e-5)),
+        bad("layer_norm", DType, &["weight", "int32"], |d| f(d, &[2, 3]).layer_norm(3, Some(&int(d, &[3])), None, 1e-5)),
+        bad("rms_norm", Shape, &["[-1]", "[2, 3]"], |d| f(d, &[2, 3]).rms_norm(-1, None, None)),
+        bad("rms_norm", Shape, &["weight", "[2]"], |d| f(d, &[2, 3]).rms_norm(3, Some(&f(d, &[2])), None)),
+        bad("rms_norm", DType, &["int32"], |d| int(d, &[2, 3]).rms_norm(3, None, None)),
+        bad("batch_norm", Shape, &["2 dimensions", "[3]"], |d| f(d, &[3]).batch_norm(&training())),
+        bad("batch_norm", Argument, &["more than 1 value", "[1, 3, 1]"], |d| f(d, &[1, 3, 1]).batch_norm(&training())),
+        bad("batch_norm", Argument, &["running_mean and running_var"], |d| f(d, &[2, 3]).batch_norm(&BatchNorm::default())),
+        bad("batch_norm", Shape, &["running_var", "3", "[2]"], |d| f(d, &[2, 3]).batch_norm(&BatchNorm { running_var: Some(f(d, &[2])), ..training() })),
+        bad("batch_norm", Shape, &["weight", "3", "[1, 3]"], |d| f(d, &[2, 3]).batch_norm(&BatchNorm { weight: Some(f(d, &[1, 3])), ..training() })),
+        bad("batch_norm", DType, &["bias", "int32"], |d| f(d, &[2, 3]).batch_norm(&BatchNorm { bias: Some(int(d, &[3])), ..training() })),
+        bad("batch_norm", DType, &["int32"], |d| int(d, &[2, 3]).batch_norm(&training())),
+        bad("BatchNorm1d", Shape, &["2D or 3D", "4D"], |d| BatchNorm1d::with(3, 1e-5, None, true, true, &options().device(d)).forward(&f(d, &[2, 3, 2, 2]))),
+        bad("BatchNorm2d", Shape, &["4D", "2D"], |d| BatchNorm2d::with(3, 1e-5, None, true, true, &options().device(d)).forward(&f(d, &[2, 3]))),
         bad("matmul", Shape, &["[2, 3]", "[2, 3]"], |d| f(d, &[2, 3]).matmul(&f(d, &[2, 3]))),
         bad("matmul", Shape, &["[2, 2, 3]", "[3, 3, 2]"], |d| f(d, &[2, 2, 3]).matmul(&f(d, &[3, 3, 2]))),
         bad("matmul", Shape, &["0D"], |d| f(d, &[]).matmul(&f(d, &[3]))),
@@ -139,6 +164,8 @@ pub(super) fn all() -> Vec<Bad> {
     }
     out.push(bad("matmul", Place, &["same device"], |d| f(d, &[2, 2]).matmul(&f(&elsewhere(d), &[2, 2]))));
     out.push(bad("conv2d", Place, &["same device"], |d| f(d, &[1, 1, 2, 2]).conv2d(&f(&elsewhere(d), &[1, 1, 2, 2]), None)));
+    out.push(bad("layer_norm", Place, &["same device"], |d| f(d, &[2]).layer_norm(2, Some(&f(&elsewhere(d), &[2])), None, 1e-5)));
+    out.push(bad("batch_norm", Place, &["same device"], |d| f(d, &[2, 2]).batch_norm(&BatchNorm { bias: Some(f(&elsewhere(d), &[2])), ..training() })));
     out.push(bad("cat", Place, &["same device"], |d| cat(&[&f(d, &[2]), &f(&elsewhere(d), &[2])], 0)));
     out.push(bad("gather", Place, &["same device"], |d| f(d, &[2]).gather(0, &int(&elsewhere(d), &[2]))));
     out.push(bad("embedding", Place, &["same device"], |d| f(d, &[2, 2]).embedding(&int(&elsewhere(d), &[2]))));

@@ -257,10 +257,16 @@ fn epilogue(
 }
 
 /// How a reduction is cut on an adapter of this class.
-pub fn split_for(class: AdapterClass) -> fn(usize, usize) -> usize {
+pub fn split_for(class: AdapterClass) -> fn(usize, usize, bool) -> usize {
     match class {
-        AdapterClass::Software => |outputs, reduced| split(AdapterClass::Software, outputs, reduced),
-        AdapterClass::Integrated => |outputs, reduced| split(AdapterClass::Integrated, outputs, reduced),
-        AdapterClass::Discrete => |outputs, reduced| split(AdapterClass::Discrete, outputs, reduced),
+        AdapterClass::Software => {
+            |outputs, reduced, columns| split(AdapterClass::Software, outputs, reduced, columns)
+        }
+        AdapterClass::Integrated => {
+            |outputs, reduced, columns| split(AdapterClass::Integrated, outputs, reduced, columns)
+        }
+        AdapterClass::Discrete => {
+            |outputs, reduced, columns| split(AdapterClass::Discrete, outputs, reduced, columns)
+        }
     }
 }

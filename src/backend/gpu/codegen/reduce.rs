@@ -26,6 +26,11 @@ enum Vector {
 const LANES: usize = 256;
 /// Values that one turn of a loop takes.
 const WAYS: usize = 4;
+/// Invocations of a workgroup on a software adapter that read columns: as many as its vectors have lanes. It does
+/// one such vector after another, each for the whole loop, so that wider workgroups only leave processors idle.
+const VECTOR: usize = 8;
+/// Rows of columns that one invocation of a software adapter reads.
+const ROWS_OF_COLUMNS: usize = 1024;
 /// Lavapipe ends an invocation's loops, without a word, after 65,535 turns in all (nesting does not help).
 /// Outer loops take fewer turns than the innermost, so half of that for it leaves room for them.
 const MAX_TURNS: usize = 1 << 15;
@@ -77,8 +82,10 @@ pub fn reduce(kernel: &Kernel, r: &Reduce, class: AdapterClass, library: &Librar
 
     let (workgroup, groups, memory);
     if lanes == 1 {
-        (workgroup, groups, memory) = (WORKGROUP, units.div_ceil(WORKGROUP), String::new());
-        p.line(&format!("let o = group * {WORKGROUP}u + lid;"));
+        let columns = class == AdapterClass::Software && vector == Vector::Kept && turns >= 32;
+        let width = if columns { VECTOR } else { WORKGROUP };
+        (workgroup, groups, memory) = (width, units.div_ceil(width), String::new());
+        p.line(&format!("let o = group * {width}u + lid;"));
         p.open(&format!("if {} {{", inside("o")));
         p.line(&format!("var acc = {identity};"));
         serial(&mut p, r, dim, &identity);
@@ -155,6 +162,17 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str) {
     let wide = dim.is_some();
     let count = |d: usize| if dim == Some(d) { r.pre.shape[d] / 4 } else { r.pre.shape[d] };
     let mut loops = std::collections::HashMap::new();
+    // The output's coordinates, where it has several, are found once: software adapters divide slowly, and leave
+    // that in the loop.
+    if (0..r.kept).filter(|&d| count(d) > 1).count() > 1 {
+        let mut radix = 1;
+        for d in (0..r.kept).rev() {
+            let name = p.name("k");
+            p.line(&format!("let {name} = o / {radix}u % {}u;", count(d).max(1)));
+            loops.insert(d, name);
+            radix *= count(d).max(1);
+        }
+    }
     if rank == r.kept {
         value(p, r, dim, Lane::Kept(loops), "acc");
         return;
@@ -224,7 +242,7 @@ fn shared_loop(p: &mut Printer, r: &Reduce, dim: Option<usize>, lanes: usize, to
 
 /// Where the code stands among the reduced values.
 enum Lane {
-    /// Loops give the coordinates.
+    /// Loops give the coordinates of the reduced dimensions, and those of the kept ones may be known.
     Kept(std::collections::HashMap<usize, String>),
     /// One index counts them all.
     Flat(String),
@@ -233,10 +251,13 @@ enum Lane {
 /// Computes a value and combines it into `acc`.
 fn value(p: &mut Printer, r: &Reduce, dim: Option<usize>, lane: Lane, acc: &str) {
     let mut groups = vec![Group { dims: 0..r.kept, index: "o".into() }];
-    let mut loops = Default::default();
+    let mut loops: std::collections::HashMap<usize, String> = Default::default();
     match lane {
         Lane::Kept(l) => loops = l,
         Lane::Flat(index) => groups.push(Group { dims: r.kept..r.pre.shape.len(), index }),
+    }
+    if r.kept > 0 && loops.contains_key(&0) {
+        groups.remove(0);
     }
     let space = Space { shape: &r.pre.shape, vector: dim, groups, loops };
     let registers = p.program(&r.pre, &space, "anchor");
@@ -285,7 +306,7 @@ fn identity(op: ReduceOp, dtype: DType) -> String {
 }
 
 /// How many values of each output one reduction may take at most, and how many partial ones there should be.
-pub fn split(class: AdapterClass, outputs: usize, reduced: usize) -> usize {
+pub fn split(class: AdapterClass, outputs: usize, reduced: usize, columns: bool) -> usize {
     // As many partial results as keep the adapter busy, and each long enough to be worth its store.
     let (busy, least) = match class {
         AdapterClass::Software => (512, 256),
@@ -298,6 +319,10 @@ pub fn split(class: AdapterClass, outputs: usize, reduced: usize) -> usize {
     let mut parts = 1;
     if outputs < busy && outputs.saturating_mul(reduced) >= worth {
         parts = (busy / outputs).min(reduced / least).max(1);
+    }
+    // Processors lose their way (their tables of pages, that is) in columns of many rows.
+    if class == AdapterClass::Software && columns && outputs.saturating_mul(reduced) >= 1 << 20 {
+        parts = parts.max(reduced.div_ceil(ROWS_OF_COLUMNS));
     }
     // A loop's turns, with one value a turn.
     parts = parts.max(reduced.div_ceil(MAX_TURNS));
