@@ -1,5 +1,6 @@
 //! The operators. Each is declared once: what it takes, how it is computed on both backends, its gradient.
 
+pub(crate) mod attention;
 pub(crate) mod cast;
 pub(crate) mod cat;
 #[cfg(feature = "gpu")]

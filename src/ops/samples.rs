@@ -15,6 +15,7 @@ use crate::graph::dtype::{Bool, DType, F32, I32};
 use crate::graph::layout::numel;
 use crate::tensor::{Tensor, options};
 
+mod attention;
 mod bad;
 mod elementwise;
 mod indexing;
@@ -101,6 +102,7 @@ pub fn all() -> Vec<OpInfo> {
         elementwise::samples(),
         reductions::samples(),
         linear::samples(),
+        attention::samples(),
         indexing::samples(),
         views::samples(),
     ];
