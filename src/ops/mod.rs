@@ -10,6 +10,7 @@ pub(crate) mod gather;
 pub(crate) mod indexing;
 pub(crate) mod loss;
 pub(crate) mod matmul;
+pub(crate) mod parts;
 pub(crate) mod probability;
 pub(crate) mod products;
 pub(crate) mod random;

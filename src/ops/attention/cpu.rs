@@ -9,7 +9,7 @@ use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 
 /// Rows of scores that a task has at a time.
-const ROWS: usize = 64;
+const ROWS: usize = 32;
 /// Pieces of work that keep threads busy to the end; a batch's rows are shared out where batches are fewer.
 const TASKS: usize = 16;
 
@@ -89,7 +89,7 @@ fn seen(p: &Problem, from: usize, rows: usize) -> usize {
     if p.causal { p.s.min(from + rows) } else { p.s }
 }
 
-/// Turns products of q and k into scores: scaled, masked, `-inf` where they do not count.
+/// Turns products of q and k into scores: scaled, masked, `-inf` where the mask hides them.
 struct Scores<'a, T> {
     p: &'a Problem,
     mask: Option<&'a [u8]>,
@@ -129,9 +129,12 @@ impl<T: Float> Scores<'_, T> {
                 }
             }
         }
-        if self.p.causal {
-            scores.iter_mut().skip(row + 1).for_each(|s| *s = none);
-        }
+    }
+
+    /// How many of a row's scores count: those after are zero.
+    #[inline(always)]
+    fn live(&self, row: usize) -> usize {
+        if self.p.causal { self.keys.min(row + 1) } else { self.keys }
     }
 }
 
@@ -164,6 +167,8 @@ impl<T: Float> Work for Scores<'_, T> {
         match then {
             Then::Exp(totals) => {
                 for ((i, row), total) in rows.zip(totals) {
+                    let (row, unseen) = row.split_at_mut(self.live(self.from + i));
+                    unseen.fill(T::ZERO);
                     self.row(self.from + i, row);
                     let none = T::of(f64::NEG_INFINITY);
                     let most = fold(row, none, T::maximum);
@@ -176,6 +181,10 @@ impl<T: Float> Work for Scores<'_, T> {
             Then::Slopes { lse, delta, slopes } => {
                 let slopes = slopes.chunks_exact_mut(self.keys);
                 for (((i, row), slopes), (&lse, &delta)) in rows.zip(slopes).zip(lse.iter().zip(delta)) {
+                    let (row, unseen) = row.split_at_mut(self.live(self.from + i));
+                    let (slopes, flat) = slopes.split_at_mut(row.len());
+                    unseen.fill(T::ZERO);
+                    flat.fill(T::ZERO);
                     self.row(self.from + i, row);
                     let none = T::of(f64::NEG_INFINITY);
                     for (s, slope) in row.iter_mut().zip(slopes) {

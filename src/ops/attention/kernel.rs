@@ -62,7 +62,7 @@ impl StructuredOp for Attention {
     #[cfg(feature = "gpu")]
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
         let problem = Problem::forward(self, call);
-        vec![problem.calls(Pass::Forward, chosen(&problem, adapter))]
+        vec![problem.calls(Pass::Forward, chosen(&problem, adapter).0)]
     }
 
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
@@ -93,7 +93,7 @@ impl StructuredOp for AttentionBackward {
     #[cfg(feature = "gpu")]
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
         let problem = Problem::backward(self, call);
-        let kernel = chosen(&problem, adapter);
+        let kernel = chosen(&problem, adapter).1;
         [Pass::Queries, Pass::Keys].map(|pass| problem.calls(pass, kernel)).into()
     }
 
@@ -252,30 +252,33 @@ pub(super) enum Kernel {
     Tiles,
 }
 
-/// The first that fits columns (the most of e and v) and adapter is taken.
+/// How an attention is computed: forward, and backward, for so many columns (the most of e and v). The first that fits them and the
+/// adapter is taken. More rows and steps at a time need fewer loads for the same work, but far longer to compile, the backward
+/// passes above all, which have twice the sums and products.
 #[cfg(feature = "gpu")]
-pub(super) const VARIANTS: &[(Kernel, usize)] = &[
-    (Kernel::Lanes { rows: 4, step: 8, subgroup: true }, 16),
-    (Kernel::Lanes { rows: 4, step: 4, subgroup: true }, 64),
-    (Kernel::Lanes { rows: 2, step: 4, subgroup: true }, 128),
-    (Kernel::Lanes { rows: 2, step: 4, subgroup: false }, 64),
-    (Kernel::Tiles, MAX_COLUMNS),
-];
+pub(super) const VARIANTS: &[(Kernel, Kernel, usize)] = &{
+    const fn lanes(rows: usize, step: usize, subgroup: bool) -> Kernel {
+        Kernel::Lanes { rows, step, subgroup }
+    }
+    [
+        (lanes(4, 8, true), lanes(4, 4, true), 16),
+        (lanes(4, 4, true), lanes(2, 2, true), 64),
+        (lanes(2, 4, true), lanes(2, 2, true), 128),
+        (lanes(2, 4, false), lanes(2, 2, false), 64),
+        (Kernel::Tiles, Kernel::Tiles, MAX_COLUMNS),
+    ]
+};
 
 #[cfg(feature = "gpu")]
-fn chosen(problem: &Problem, adapter: &AdapterInfo) -> Kernel {
+fn chosen(problem: &Problem, adapter: &AdapterInfo) -> (Kernel, Kernel) {
     let software = adapter.class == AdapterClass::Software;
     let columns = problem.e.max(problem.v);
-    let fits = |&&(kernel, most): &&(Kernel, usize)| {
-        columns <= most
-            && match kernel {
-                Kernel::Lanes { subgroup, .. } => {
-                    software && (!subgroup || adapter.subgroup_size == Some(8))
-                }
-                Kernel::Tiles => true,
-            }
+    let fits = |kernel: Kernel| match kernel {
+        Kernel::Lanes { subgroup, .. } => software && (!subgroup || adapter.subgroup_size == Some(8)),
+        Kernel::Tiles => true,
     };
-    VARIANTS.iter().find(fits).map_or(Kernel::Tiles, |&(kernel, _)| kernel)
+    let found = VARIANTS.iter().find(|v| columns <= v.2 && fits(v.0));
+    found.map_or((Kernel::Tiles, Kernel::Tiles), |&(forward, backward, _)| (forward, backward))
 }
 
 #[cfg(feature = "gpu")]
