@@ -81,7 +81,11 @@ impl Tensor {
         let caller = Location::caller();
         Tensor::from_result(on_line_of(caller, || {
             check(self, key, value, how, caller)?;
-            if how.enable_gqa { grouped(self, key, value, how, caller) } else { attend(self, key, value, how, caller) }
+            if how.enable_gqa {
+                grouped(self, key, value, how, caller)
+            } else {
+                attend(self, key, value, how, caller)
+            }
         }))
     }
 }
@@ -197,7 +201,9 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention, caller: Caller) -
     let batch = broadcast(&lead(q), &lead(k)).and_then(|b| broadcast(&b, &lead(v)));
     let Some(batch) = batch.filter(|_| k.size(-1) == e && v.size(-2) == s) else {
         let (q, k, v) = (q.shape(), k.shape(), v.shape());
-        return Err(fail(format!("query {q:?}, key {k:?} and value {v:?} do not fit: […, L, E], […, S, E], […, S, Ev]")));
+        return Err(fail(format!(
+            "query {q:?}, key {k:?} and value {v:?} do not fit: […, L, E], […, S, E], […, S, Ev]"
+        )));
     };
     let to = |t: &Tensor, rows: usize, columns: usize| {
         let mut shape = batch.clone();
@@ -209,9 +215,16 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention, caller: Caller) -
             let mut scores = batch.clone();
             scores.extend([l, s]);
             if broadcast(mask.shape(), &scores).as_ref() != Some(&scores) {
-                return Err(fail(format!("attn_mask {:?} does not broadcast to scores {scores:?}", mask.shape())));
+                return Err(fail(format!(
+                    "attn_mask {:?} does not broadcast to scores {scores:?}",
+                    mask.shape()
+                )));
             }
-            let typed = if mask.dtype() == Bool { mask.clone() } else { super::cast::to_dtype(mask, q.dtype(), caller) };
+            let typed = if mask.dtype() == Bool {
+                mask.clone()
+            } else {
+                super::cast::to_dtype(mask, q.dtype(), caller)
+            };
             Some(to(&typed, l, s))
         }
         None => None,
@@ -282,9 +295,18 @@ impl Operands {
         let wants = is_grad_enabled() && self.inputs().iter().any(|t| t.gradient_edge().is_some());
         let size = numel(&shape);
         let rows: Dims = shape[..rank - 1].into();
-        let op = Forward { causal: self.causal, scale: self.scale, out: place.clone(), lse: wants.then_some(size) };
+        let op = Forward {
+            causal: self.causal,
+            scale: self.scale,
+            out: place.clone(),
+            lse: wants.then_some(size),
+        };
         // For the way back, the logarithms of the rows' sums lie behind the result.
-        let whole = if wants { Dims::from_slice(&[(size + numel(&rows)).next_multiple_of(4)]) } else { in_memory.clone() };
+        let whole = if wants {
+            Dims::from_slice(&[(size + numel(&rows)).next_multiple_of(4)])
+        } else {
+            in_memory.clone()
+        };
         let node = record(&self.inputs(), OpRef(Arc::new(op)), &whole, caller);
         let base = Tensor::from_saved(node.clone(), Layout::contiguous(&in_memory), None);
         base.meta().owner = true;
@@ -359,7 +381,9 @@ fn parts_of_one(parts: [&Tensor; 3]) -> Option<[Layout; 3]> {
     let first = parts[0].layout();
     let node = parts[0].node();
     let alike = |t: &&Tensor| {
-        Arc::ptr_eq(&t.node(), &node) && t.layout().shape == first.shape && t.layout().strides == first.strides
+        Arc::ptr_eq(&t.node(), &node)
+            && t.layout().shape == first.shape
+            && t.layout().strides == first.strides
     };
     let mut offsets = parts.map(|t| t.layout().offset);
     offsets.sort_unstable();

@@ -367,7 +367,8 @@ impl Walk {
         }
         params.total = total as u32;
         let four = |n: usize| n.is_multiple_of(4);
-        let fours = kernel == Kernel::Table && self.index_step == 1 && four(self.index_offset) && four(self.length);
+        let fours =
+            kernel == Kernel::Table && self.index_step == 1 && four(self.index_offset) && four(self.length);
         // Loops of each invocation go over all indices.
         let unroll = self.length.div_ceil(MAX_TURNS).next_power_of_two();
         let defines = Defines::default()

@@ -201,7 +201,11 @@ fn gather(t: &Tensor, d: usize, index: &Tensor, name: &'static str, caller: Call
         Box::new(move |f, g| {
             let index = index.unpack(f);
             let one = index.size(d as i64) == 1;
-            smallvec![Some(if one { at_one(g, d, &index, size) } else { scatter(g, d, &index, size, caller) })]
+            smallvec![Some(if one {
+                at_one(g, d, &index, size)
+            } else {
+                scatter(g, d, &index, size, caller)
+            })]
         })
     });
     if t.dim() == 0 { out.reshape(()) } else { out }

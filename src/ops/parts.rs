@@ -129,11 +129,17 @@ mod tests {
     fn gradients_of_slices() {
         let weigh = |t: Tensor, by: f64| (t.square() * by).sum();
         // All parts, in another order; some; one twice; overlapping; along two dimensions; with steps; of no length.
-        agree(|x| weigh(x.narrow(1, 4, 2), 1.0) + weigh(x.narrow(1, 0, 3), 2.0) + weigh(x.narrow(1, 3, 1), 3.0));
+        agree(|x| {
+            weigh(x.narrow(1, 4, 2), 1.0) + weigh(x.narrow(1, 0, 3), 2.0) + weigh(x.narrow(1, 3, 1), 3.0)
+        });
         agree(|x| weigh(x.narrow(1, 4, 2), 1.0) + weigh(x.narrow(1, 1, 2), 2.0));
-        agree(|x| weigh(x.narrow(1, 0, 3), 1.0) + weigh(x.narrow(1, 3, 3), 2.0) + weigh(x.narrow(1, 3, 3), 3.0));
+        agree(|x| {
+            weigh(x.narrow(1, 0, 3), 1.0) + weigh(x.narrow(1, 3, 3), 2.0) + weigh(x.narrow(1, 3, 3), 3.0)
+        });
         agree(|x| weigh(x.narrow(1, 0, 4), 1.0) + weigh(x.narrow(1, 3, 3), 2.0));
-        agree(|x| weigh(x.narrow(1, 0, 3), 1.0) + weigh(x.narrow(2, 1, 2), 2.0) + weigh(x.narrow(1, 3, 3), 2.0));
+        agree(|x| {
+            weigh(x.narrow(1, 0, 3), 1.0) + weigh(x.narrow(2, 1, 2), 2.0) + weigh(x.narrow(1, 3, 3), 2.0)
+        });
         agree(|x| weigh(x.slice(1, 0, 6, 2), 1.0) + weigh(x.slice(1, 1, 6, 2), 2.0));
         agree(|x| weigh(x.narrow(1, 0, 6), 1.0) + x.narrow(1, 3, 0).sum());
         agree(|x| (0..6).map(|i| weigh(x.select(1, i), i as f64)).reduce(|a, b| a + b).unwrap());

@@ -294,9 +294,7 @@ impl Tensor {
     ) -> Result<Tensor> {
         let layout = self.layout().slice(d, a, len, step);
         let old = Dims::from_slice(self.shape());
-        Ok(self.make_view(name, layout, caller, move |g| {
-            parts::slice_gradient(g, &old, d, a, step)
-        }))
+        Ok(self.make_view(name, layout, caller, move |g| parts::slice_gradient(g, &old, d, a, step)))
     }
 
     /// Pieces of `size` along a dimension, the last one maybe shorter (`torch.split`). Views.

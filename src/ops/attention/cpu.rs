@@ -19,7 +19,14 @@ pub(super) trait Float: Real + Pod {
     ///
     /// # Safety
     /// All three matrices must lie in memory; nobody else may see the output.
-    unsafe fn product(size: [usize; 3], a: At<*const Self>, b: At<*const Self>, out: At<*mut Self>, keep: bool, factor: Self);
+    unsafe fn product(
+        size: [usize; 3],
+        a: At<*const Self>,
+        b: At<*const Self>,
+        out: At<*mut Self>,
+        keep: bool,
+        factor: Self,
+    );
 }
 
 /// A matrix in memory: its first element, and strides of rows and columns.
@@ -70,7 +77,14 @@ impl<T> Shared<T> {
 }
 
 /// A matrix of an input: `rows` rows from row `from` of a batch on.
-fn matrix<T>(p: &Problem, data: &[T], of: &Operand, batch: usize, from: usize, size: [usize; 2]) -> At<*const T> {
+fn matrix<T>(
+    p: &Problem,
+    data: &[T],
+    of: &Operand,
+    batch: usize,
+    from: usize,
+    size: [usize; 2],
+) -> At<*const T> {
     let at = of.offset + p.batch_offset(of, batch) + from * of.row;
     let end = at + size[0].saturating_sub(1) * of.row + size[1].saturating_sub(1) * of.column;
     assert!(end < data.len(), "a matrix reaches past its memory");
@@ -308,8 +322,7 @@ pub(super) fn backward<T: Float>(p: &Problem, inputs: &[&[u8]], out: &mut [u8]) 
         own
     };
     let tasks = p.batches() * parts;
-    let own: Vec<Option<Vec<T>>> =
-        (0..tasks).into_par_iter().map_init(|| (vec![], vec![]), task).collect();
+    let own: Vec<Option<Vec<T>>> = (0..tasks).into_par_iter().map_init(|| (vec![], vec![]), task).collect();
     if parts == 1 {
         return;
     }

@@ -172,7 +172,8 @@ impl Problem {
     pub(super) fn forward(op: &Attention, call: &Structured) -> Problem {
         let mut outs: [Operand; 3] = Default::default();
         outs[2] = Operand::new(&op.out);
-        let problem = Problem { causal: op.causal, scale: op.scale, outs, lse_out: op.lse, ..Default::default() };
+        let problem =
+            Problem { causal: op.causal, scale: op.scale, outs, lse_out: op.lse, ..Default::default() };
         problem.read(call, 3)
     }
 

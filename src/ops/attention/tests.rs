@@ -74,7 +74,12 @@ impl Case {
     fn forward(&self) -> (Attention, Vec<usize>) {
         let shape = [&self.batch[..], &[self.l, self.v]].concat();
         let size = numel(&shape);
-        let op = Attention { causal: self.causal, scale: self.scale(), out: Layout::contiguous(&shape), lse: Some(size) };
+        let op = Attention {
+            causal: self.causal,
+            scale: self.scale(),
+            out: Layout::contiguous(&shape),
+            lse: Some(size),
+        };
         (op, vec![size + numel(&self.batch) * self.l])
     }
 
@@ -180,7 +185,10 @@ fn compare(
     case: &Case,
     data: &[Vec<f32>],
     run: impl Fn(&Structured, &[Vec<u8>]) -> Vec<u8>,
-    calls: (impl Fn(&Case, &[(DType, Layout)]) -> Structured, impl Fn(&Case, &[(DType, Layout)]) -> Structured),
+    calls: (
+        impl Fn(&Case, &[(DType, Layout)]) -> Structured,
+        impl Fn(&Case, &[(DType, Layout)]) -> Structured,
+    ),
 ) {
     let (out, grads) = expected(case, data);
     let mut inputs = case.inputs();
@@ -257,7 +265,8 @@ mod on_gpus {
         let run = |call: &Structured, data: &[Vec<u8>]| run(&*device, call, data).unwrap();
         let forward = |case: &Case, inputs: &[(DType, Layout)]| {
             let (op, shape) = case.forward();
-            let calls = move |call: &Structured| vec![Problem::forward(&op, call).calls(Pass::Forward, kernels.0)];
+            let calls =
+                move |call: &Structured| vec![Problem::forward(&op, call).calls(Pass::Forward, kernels.0)];
             call(Forced("forced_attention", false, calls), inputs, &shape, F32)
         };
         let backward = |case: &Case, inputs: &[(DType, Layout)]| {
@@ -290,7 +299,8 @@ mod on_gpus {
     #[test]
     fn attention_of_wide_rows() {
         for (kernel, most) in kernels().filter(|&(_, most)| most > 16) {
-            let wide = |e, v, causal| Case { batch: vec![2], l: 37, s: 45, e, v, causal, mask: None, lie: "heads" };
+            let wide =
+                |e, v, causal| Case { batch: vec![2], l: 37, s: 45, e, v, causal, mask: None, lie: "heads" };
             let case = Case { batch: vec![2, 1], ..wide(most, most - 3, true) };
             in_variant(kernel, "wide", &case, &case.data());
         }
@@ -300,8 +310,7 @@ mod on_gpus {
     fn attention_of_infinities() {
         // Two queries that are no numbers, or infinite: their results are no numbers, nor are gradients by keys and values of
         // their batch, and nothing else.
-        let case =
-            Case { batch: vec![2], l: 64, s: 40, e: 8, v: 8, causal: false, mask: None, lie: "plain" };
+        let case = Case { batch: vec![2], l: 64, s: 40, e: 8, v: 8, causal: false, mask: None, lie: "plain" };
         let mut data = case.data();
         data[0][5 * 8 + 1] = f32::NAN;
         data[0][37 * 8] = f32::INFINITY;
@@ -317,7 +326,9 @@ fn the_fused_gradient_is_the_formula() {
     let mut devices = vec![crate::device::cpu()];
     devices.extend(crate::device::gpu().ok());
     for device in devices {
-        for (causal, masked, gqa) in [(false, false, false), (true, false, false), (false, true, false), (true, false, true)] {
+        for (causal, masked, gqa) in
+            [(false, false, false), (true, false, false), (false, true, false), (true, false, true)]
+        {
             crate::device::manual_seed(7);
             let make = || options().device(&device);
             let qkv = make().randn([2, 19, 3 * 16]).requires_grad_(true);
@@ -340,7 +351,11 @@ fn the_fused_gradient_is_the_formula() {
             let (fused, formula) = (by(false), by(true));
             let off = (fused - &formula).abs().max().item::<f32>().unwrap();
             let size = formula.abs().max().item::<f32>().unwrap();
-            assert!(off <= 2e-5 * size, "{off} of {size}, causal {causal}, masked {masked}, grouped {gqa} at {}", Location::caller());
+            assert!(
+                off <= 2e-5 * size,
+                "{off} of {size}, causal {causal}, masked {masked}, grouped {gqa} at {}",
+                Location::caller()
+            );
         }
     }
 }
