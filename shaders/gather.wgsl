@@ -3,7 +3,8 @@
 //
 // T, S: type of an element in registers and in memory (a bool is a u32 there). RANK: dimensions of the output. AXIS: which of them is indexed. VEC: the
 // innermost dimension in vec4s. UNROLL: indices looked at in one turn of a loop.
-// SCATTER: an invocation for each element of the output looks for its indices. ROWS: an invocation for each
+// SCATTER: an invocation for each element of the output looks for its indices. TABLE: an invocation for each row of the output, and
+// COLUMNS of its columns, does; FOURS: indices are read in vec4s. ROWS: an invocation for each
 // index, for few indices into many rows, after ZERO.
 //! variant gather: GATHER=1 T=f32 S=f32 RANK=3 VEC=0 VEC4=0
 //! variant gather, vec4: GATHER=1 T=f32 S=f32 RANK=2 VEC=1 VEC4=1
@@ -11,6 +12,8 @@
 //! variant scatter: SCATTER=1 AXIS=1 UNROLL=1 T=f32 S=f32 RANK=3 VEC=0 VEC4=0
 //! variant scatter, i32, vec4: SCATTER=1 AXIS=1 UNROLL=4 T=i32 S=i32 RANK=2 VEC=1 VEC4=1
 //! variant zeros: ZERO=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
+//! variant table: TABLE=1 FOURS=0 COLUMNS=8 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
+//! variant table, vec4: TABLE=1 FOURS=1 COLUMNS=8 T=f32 S=f32 RANK=1 VEC=1 VEC4=1
 //! variant scatter of rows: ROWS=1 UNROLL=1 COLUMNS=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
 //! variant scatter of rows, vec4: ROWS=1 UNROLL=2 COLUMNS=4 T=f32 S=f32 RANK=1 VEC=1 VEC4=1
 
@@ -38,7 +41,11 @@ alias Item = vec4<${T}>;
 @group(0) @binding(2) var<storage, read> x: array<${S}>;
 alias Item = ${T};
 #endif
+#if FOURS
+@group(0) @binding(3) var<storage, read> indices: array<vec4<i32>>;
+#else
 @group(0) @binding(3) var<storage, read> indices: array<i32>;
+#endif
 #epilogue
 #status
 
@@ -77,6 +84,45 @@ fn gather(
     }
 #if ZERO
     keep(i, Item());
+#else
+#if TABLE
+    let units = params.dims[0].x;
+    let chunks = (units + ${COLUMNS}u - 1u) / ${COLUMNS}u;
+    let row = i / chunks;
+    let column = i % chunks * ${COLUMNS}u;
+#for c in 0..${COLUMNS}
+    var sum${c} = Item();
+#end
+    var bad = false;
+    let length = bound(params.length, i);
+    for (var first = 0u; first < length; first += 4u) {
+#if FOURS
+        let found = indices[(params.index_offset + first) / 4u];
+#else
+        let places = params.index_offset + min(vec4<u32>(first, first + 1u, first + 2u, first + 3u), vec4<u32>(length - 1u)) * params.index_step;
+        let found = vec4<i32>(indices[places.x], indices[places.y], indices[places.z], indices[places.w]);
+#endif
+        bad |= any(vec4<u32>(found) >= vec4<u32>(params.size));
+        let here = found == vec4<i32>(i32(row));
+        if any(here) {
+#for u in 0..4
+            if here[${u}] && first + ${u}u < length {
+                let at = params.x_offset + (first + ${u}u) * params.x_step;
+#for c in 0..${COLUMNS}
+                sum${c} += load(at + min(column + ${c}u, units - 1u) * params.dims[0].y);
+#end
+            }
+#end
+        }
+    }
+    if bad {
+        report_bad_index();
+    }
+#for c in 0..${COLUMNS}
+    if column + ${c}u < units {
+        keep(row * units + column + ${c}u, sum${c});
+    }
+#end
 #else
 #if ROWS
     // The rows of x go to rows of the output. The first of all rows with equal index adds them up, COLUMNS
@@ -158,6 +204,7 @@ fn gather(
         report_bad_index();
         keep(i, Item());
     }
+#endif
 #endif
 #endif
 #endif

@@ -41,6 +41,7 @@ pub use autograd::{enable_grad, no_grad};
 pub use device::{Device, cpu, device, gpu, manual_seed};
 pub use error::{Error, ErrorKind, Result};
 pub use graph::dtype::{DType, Element, Scalar};
+pub use ops::attention::Attention;
 pub use ops::cast::Target;
 pub use ops::cat::{cat, stack};
 pub use ops::conv::{Conv, Padding, Pair};
@@ -68,6 +69,7 @@ pub mod prelude {
         LayerNorm, Linear, MaxPool2d, Module, Parameter, RMSNorm, ReLU, Sequential, SiLU, Sigmoid, Softmax,
         StateDict, Tanh, init,
     };
+    pub use crate::ops::attention::Attention;
     pub use crate::ops::cat::{cat, stack};
     pub use crate::ops::conv::{Conv, Padding};
     pub use crate::ops::loss::{CrossEntropy, Reduction};

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::function::{Edge, GradFn, Work};
 use super::mode::set_grad_enabled;
 use crate::error::{Error, ErrorKind, Result, on_line_of};
+use crate::ops::parts::add_gradients;
 use crate::tensor::Tensor;
 
 /// How to run a backward pass: the arguments of PyTorch's `Tensor.backward`.
@@ -397,7 +398,7 @@ impl Pass {
         let slot = &mut slots[edge.output];
         *slot = Some(match slot.take() {
             None => grad,
-            Some(sum) => &sum + &grad,
+            Some(sum) => add_gradients(&sum, &grad),
         });
     }
 

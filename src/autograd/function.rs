@@ -161,6 +161,10 @@ pub(crate) struct Meta {
     pub view: Option<View>,
     /// Prints as a `Parameter`.
     pub parameter: bool,
+    /// It begins its storage and is no part of another tensor, though more (what its function saved) may lie behind it.
+    pub owner: bool,
+    /// Of a gradient that flows back through a slice: that it is zero elsewhere.
+    pub parts: Option<crate::ops::parts::Parts>,
 }
 
 /// Of a view: the tensor whose storage it looks into, and the storage's version that `grad_fn` belongs to.

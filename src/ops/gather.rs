@@ -208,10 +208,14 @@ impl StructuredOp for ScatterAdd {
     #[cfg(feature = "gpu")]
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
         let walk = Walk::scatter(call, self.dim, self.size);
+        let software = adapter.class == AdapterClass::Software;
+        // Columns that one invocation adds up: many on a software adapter, where looking for indices costs
+        // each of them the same.
+        if software && walk.is_rows() && walk.size <= 4 * walk.length && walk.length / 4 <= MAX_TURNS {
+            return walk.calls(Kernel::Table, call, 8);
+        }
         if walk.is_rows() && walk.length <= 2 * walk.size {
-            // Columns that one invocation adds up: many on a software adapter, where looking for indices costs
-            // each of them the same.
-            let columns = if adapter.class == AdapterClass::Software { 4 } else { 1 };
+            let columns = if software { 4 } else { 1 };
             let mut calls = walk.calls(Kernel::Zeros, call, 1);
             calls.extend(walk.calls(Kernel::Rows, call, columns));
             return calls;
@@ -247,8 +251,19 @@ fn scatter<T: Num + bytemuck::Pod>(walk: &Walk, inputs: &[&[u8]], out: &mut [u8]
     let slab = |i: usize, rows: std::ops::Range<usize>, out: &mut [T]| -> Result<(), String> {
         let (at, place) = Walk::place(outer, i);
         let (at, place) = (at + walk.x_offset, place + walk.index_offset);
+        let whole_rows = matches!(columns, [[_, 1, 0]]);
         for j in 0..walk.length {
             let (at, place) = (at + j * walk.x_step, place + j * walk.index_step);
+            if whole_rows {
+                let found = index[place];
+                let row =
+                    usize::try_from(found).ok().filter(|&i| i < walk.size).ok_or_else(|| walk.bad(found))?;
+                if rows.contains(&row) {
+                    let sums = &mut out[(row - rows.start) * width..][..width];
+                    sums.iter_mut().zip(&g[at..][..width]).for_each(|(sum, &v)| *sum = sum.add(v));
+                }
+                continue;
+            }
             for c in 0..width {
                 let (x, i) = Walk::place(columns, c);
                 let found = index[place + i];
@@ -293,6 +308,8 @@ enum Kernel {
     /// An invocation per element of the output, which looks for its indices.
     Scatter,
     Zeros,
+    /// An invocation per row of the output and some columns, which looks at indices by fours. For few rows.
+    Table,
     /// An invocation per index and some columns; the first of equal indices adds up the others' too. For many
     /// rows, most of which no index names; the output must be zero before.
     Rows,
@@ -342,12 +359,16 @@ impl Walk {
         let items: usize = inner.iter().map(|d| d[0]).product();
         let total = match kernel {
             Kernel::Rows => self.length * dims[0][0].div_ceil(columns),
+            Kernel::Table => self.size * dims[0][0].div_ceil(columns),
             _ => items,
         };
         if total == 0 {
             return vec![];
         }
         params.total = total as u32;
+        let four = |n: usize| n.is_multiple_of(4);
+        let fours =
+            kernel == Kernel::Table && self.index_step == 1 && four(self.index_offset) && four(self.length);
         // Loops of each invocation go over all indices.
         let unroll = self.length.div_ceil(MAX_TURNS).next_power_of_two();
         let defines = Defines::default()
@@ -361,6 +382,8 @@ impl Walk {
             .flag("VEC4", vec)
             .flag("SCATTER", kernel == Kernel::Scatter)
             .flag("ZERO", kernel == Kernel::Zeros)
+            .flag("TABLE", kernel == Kernel::Table)
+            .flag("FOURS", fours)
             .flag("ROWS", kernel == Kernel::Rows);
         let one = |i: usize| {
             let (x, index) = Walk::place(outer, i);

@@ -198,9 +198,25 @@ fn gather(t: &Tensor, d: usize, index: &Tensor, name: &'static str, caller: Call
     let size = source.size(d as i64);
     link(&out, name, &[&source], caller, || {
         let index = Saved::value(&index);
-        Box::new(move |f, g| smallvec![Some(scatter(g, d, &index.unpack(f), size, caller))])
+        Box::new(move |f, g| {
+            let index = index.unpack(f);
+            let one = index.size(d as i64) == 1;
+            smallvec![Some(if one {
+                at_one(g, d, &index, size)
+            } else {
+                scatter(g, d, &index, size, caller)
+            })]
+        })
     });
     if t.dim() == 0 { out.reshape(()) } else { out }
+}
+
+/// [`scatter`] of one index in each row, which the gather has looked at: elementwise, so that it fuses.
+fn at_one(g: &Tensor, d: usize, index: &Tensor, size: usize) -> Tensor {
+    let mut along: Dims = smallvec![1; index.dim()];
+    along[d] = size;
+    let place = crate::tensor::options().device(g.device()).arange(0, size as i64, 1).reshape(&along[..]);
+    g.where_(&index.eq(&place), 0.0)
 }
 
 /// Zeros with `size` places along `d`, and `g` added at those of `index`.

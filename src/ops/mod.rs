@@ -1,5 +1,6 @@
 //! The operators. Each is declared once: what it takes, how it is computed on both backends, its gradient.
 
+pub(crate) mod attention;
 pub(crate) mod cast;
 pub(crate) mod cat;
 pub(crate) mod conv;
@@ -13,6 +14,7 @@ pub(crate) mod matmul;
 pub(crate) mod pool;
 pub(crate) mod norm;
 pub(crate) mod normalize;
+pub(crate) mod parts;
 pub(crate) mod probability;
 pub(crate) mod products;
 pub(crate) mod random;

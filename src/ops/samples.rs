@@ -15,6 +15,7 @@ use crate::graph::dtype::{Bool, DType, F32, I32};
 use crate::graph::layout::numel;
 use crate::tensor::{Tensor, options};
 
+mod attention;
 mod bad;
 mod elementwise;
 mod indexing;
@@ -103,6 +104,7 @@ pub fn all() -> Vec<OpInfo> {
         elementwise::samples(),
         reductions::samples(),
         linear::samples(),
+        attention::samples(),
         indexing::samples(),
         spatial::samples(),
         norm::samples(),

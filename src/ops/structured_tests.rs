@@ -42,13 +42,13 @@ fn devices() -> Vec<Arc<dyn Backend>> {
 }
 
 #[cfg(feature = "gpu")]
-fn gpu() -> Arc<crate::backend::gpu::Gpu> {
+pub(super) fn gpu() -> Arc<crate::backend::gpu::Gpu> {
     let name = std::env::var("WGRAD_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
     crate::backend::gpu::pick(Some(&name)).expect("a software adapter")
 }
 
 /// Numbers without a pattern, in -1..1, exact in f32.
-fn noise(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(747796405).wrapping_add(2891336453);
     let mut next = || {
         s = s.wrapping_mul(1664525).wrapping_add(1013904223);
@@ -57,7 +57,7 @@ fn noise(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn coordinates(shape: &[usize]) -> impl Iterator<Item = Dims> + '_ {
+pub(super) fn coordinates(shape: &[usize]) -> impl Iterator<Item = Dims> + '_ {
     (0..numel(shape)).map(|mut i| {
         let mut c = Dims::from_elem(0, shape.len());
         for d in (0..shape.len()).rev() {
@@ -68,11 +68,11 @@ fn coordinates(shape: &[usize]) -> impl Iterator<Item = Dims> + '_ {
     })
 }
 
-fn at(layout: &Layout, c: &[usize]) -> usize {
+pub(super) fn at(layout: &Layout, c: &[usize]) -> usize {
     layout.offset + layout.strides.iter().zip(c).map(|(s, c)| s * c).sum::<usize>()
 }
 
-fn call(
+pub(super) fn call(
     op: impl StructuredOp + 'static,
     inputs: &[(DType, Layout)],
     shape: &[usize],
@@ -94,7 +94,7 @@ fn call(
 }
 
 /// Runs one call. What its output buffer held before must not matter.
-fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> Result<Vec<u8>, Fault> {
+pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> Result<Vec<u8>, Fault> {
     let inputs = call.inputs.len();
     let mut bindings: Vec<Binding> =
         call.inputs.iter().map(|&(dtype, _)| Binding { dtype, written: false }).collect();
@@ -141,7 +141,7 @@ fn with_epilogue(mut call: Structured) -> (Structured, Vec<u8>) {
 }
 
 #[track_caller]
-fn close(name: &str, got: &[u8], expected: &[f64], tolerance: f64) {
+pub(super) fn close(name: &str, got: &[u8], expected: &[f64], tolerance: f64) {
     let got = f32::from_bytes(got);
     assert_eq!(got.len(), expected.len(), "{name}");
     for (i, (&g, &e)) in got.iter().zip(expected).enumerate() {
@@ -177,7 +177,7 @@ fn product(a: &Layout, x: &[f32], b: &Layout, y: &[f32]) -> Vec<f64> {
 
 /// A variant of an op that would not be chosen.
 #[cfg(feature = "gpu")]
-struct Forced<F>(&'static str, bool, F);
+pub(super) struct Forced<F>(pub &'static str, pub bool, pub F);
 
 #[cfg(feature = "gpu")]
 impl<F> std::fmt::Debug for Forced<F> {

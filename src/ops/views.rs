@@ -5,6 +5,7 @@ use std::panic::Location;
 use smallvec::{SmallVec, smallvec};
 
 use super::elementwise::CLONE;
+use super::parts;
 use super::record::{Arg, Caller, first_error};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::layout::{Dims, Layout, numel};
@@ -230,8 +231,7 @@ impl Tensor {
             let layout = self.layout().slice(d, i, 1, 1).remove_dim(d);
             let old = Dims::from_slice(self.shape());
             Ok(self.make_view("SelectBackward0", layout, caller, move |g| {
-                let part = Layout::contiguous(&old).slice(d, i, 1, 1).remove_dim(d);
-                scatter_into_zeros(g, &old, &part)
+                parts::slice_gradient(&g.unsqueeze(d as i64), &old, d, i, 1)
             }))
         }))
     }
@@ -294,9 +294,7 @@ impl Tensor {
     ) -> Result<Tensor> {
         let layout = self.layout().slice(d, a, len, step);
         let old = Dims::from_slice(self.shape());
-        Ok(self.make_view(name, layout, caller, move |g| {
-            scatter_into_zeros(g, &old, &Layout::contiguous(&old).slice(d, a, len, step))
-        }))
+        Ok(self.make_view(name, layout, caller, move |g| parts::slice_gradient(g, &old, d, a, step)))
     }
 
     /// Pieces of `size` along a dimension, the last one maybe shorter (`torch.split`). Views.
@@ -382,7 +380,7 @@ pub(crate) fn read_strided(t: &Tensor, layout: &Layout, caller: Caller) -> Tenso
     whole.make_view("AsStridedBackward0", layout.clone(), caller, move |g| scatter_strided(g, &shape, &part))
 }
 
-fn scatter_into_zeros(g: &Tensor, shape: &[usize], layout: &Layout) -> Tensor {
+pub(super) fn scatter_into_zeros(g: &Tensor, shape: &[usize], layout: &Layout) -> Tensor {
     write_strided(&g.new_zeros(shape), g, layout, Location::caller())
 }
 

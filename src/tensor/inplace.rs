@@ -139,7 +139,7 @@ impl Tensor {
             }
         }
         let value = to_dtype(&value, self.dtype(), caller);
-        if self.covers_storage() && base.is_none() {
+        if base.is_none() && self.owns_storage() {
             let new = value.whole(caller);
             self.take(&new);
             if is_grad_enabled() {

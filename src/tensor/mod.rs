@@ -114,7 +114,7 @@ impl Tensor {
     ) -> Tensor {
         let base = self.meta().view.as_ref().map(|v| v.base.clone());
         // A detached part of something else's storage has no base to tell of its changes.
-        let base = base.or_else(|| self.covers_storage().then(|| self.clone()));
+        let base = base.or_else(|| self.owns_storage().then(|| self.clone()));
         let version = self.version();
         let view = base.map(|base| View { base, version });
         let out = Tensor(Arc::new(Inner {
@@ -179,6 +179,11 @@ impl Tensor {
     pub(crate) fn covers_storage(&self) -> bool {
         let layout = self.layout();
         layout.offset == 0 && layout.is_contiguous() && layout.numel() == self.node().numel()
+    }
+
+    /// Whether what is written here, or to a view of this, is this tensor's new history.
+    pub(crate) fn owns_storage(&self) -> bool {
+        self.covers_storage() || self.meta().owner
     }
 
     pub(crate) fn output_info(&self) -> crate::autograd::OutputInfo {

@@ -5,6 +5,7 @@ use crate::error::ErrorKind::{Argument, Autograd, DType, Device as Place, Index,
 use crate::graph::device::Device;
 use crate::graph::dtype::{Bool, I32};
 use crate::nn::{BatchNorm1d, BatchNorm2d, Module};
+use crate::ops::attention::Attention;
 use crate::ops::cat::{cat, stack};
 use crate::ops::conv::{Conv, Padding};
 use crate::ops::elementwise::TABLE;
@@ -73,6 +74,18 @@ pub(super) fn all() -> Vec<Bad> {
         bad("dot", Shape, &["[2]", "[3]"], |d| f(d, &[2]).dot(&f(d, &[3]))),
         bad("bmm", Shape, &["[2, 2, 3]", "[1, 3, 2]"], |d| f(d, &[2, 2, 3]).bmm(&f(d, &[1, 3, 2]))),
         bad("matmul", Shape, &["[2, 3]", "[4, 2]"], |d| f(d, &[2, 3]).linear(&f(d, &[2, 4]), None)),
+        bad("scaled_dot_product_attention", Shape, &["at least 2", "1"], |d| f(d, &[2]).scaled_dot_product_attention(&f(d, &[3, 2]), &f(d, &[3, 2]))),
+        bad("scaled_dot_product_attention", Shape, &["[2, 4]", "[3, 2]"], |d| f(d, &[2, 4]).scaled_dot_product_attention(&f(d, &[3, 2]), &f(d, &[3, 2]))),
+        bad("scaled_dot_product_attention", Shape, &["[3, 2]", "[4, 2]"], |d| f(d, &[2, 2]).scaled_dot_product_attention(&f(d, &[3, 2]), &f(d, &[4, 2]))),
+        bad("scaled_dot_product_attention", Shape, &["[2, 2, 2]", "[3, 3, 2]"], |d| f(d, &[2, 2, 2]).scaled_dot_product_attention(&f(d, &[3, 3, 2]), &f(d, &[3, 3, 2]))),
+        bad("scaled_dot_product_attention", DType, &["int32"], |d| int(d, &[2, 2]).scaled_dot_product_attention(&int(d, &[3, 2]), &int(d, &[3, 2]))),
+        bad("scaled_dot_product_attention", DType, &["float32", "int32"], |d| f(d, &[2, 2]).scaled_dot_product_attention(&f(d, &[3, 2]), &int(d, &[3, 2]))),
+        bad("scaled_dot_product_attention", DType, &["attn_mask", "int32"], |d| f(d, &[2, 2]).scaled_dot_product_attention_with(&f(d, &[3, 2]), &f(d, &[3, 2]), &Attention { attn_mask: Some(int(d, &[2, 3])), ..Attention::default() })),
+        bad("scaled_dot_product_attention", Shape, &["[2, 2, 3]", "[2, 3]"], |d| f(d, &[2, 2]).scaled_dot_product_attention_with(&f(d, &[3, 2]), &f(d, &[3, 2]), &Attention { attn_mask: Some(f(d, &[2, 2, 3])), ..Attention::default() })),
+        bad("scaled_dot_product_attention", Argument, &["is_causal"], |d| f(d, &[2, 2]).scaled_dot_product_attention_with(&f(d, &[3, 2]), &f(d, &[3, 2]), &Attention { attn_mask: Some(f(d, &[2, 3])), is_causal: true, ..Attention::default() })),
+        bad("scaled_dot_product_attention", Argument, &["1.5"], |d| f(d, &[2, 2]).scaled_dot_product_attention_with(&f(d, &[3, 2]), &f(d, &[3, 2]), &Attention { dropout_p: 1.5, ..Attention::default() })),
+        bad("scaled_dot_product_attention", Shape, &["divide", "4", "3"], |d| f(d, &[4, 2, 2]).scaled_dot_product_attention_with(&f(d, &[3, 3, 2]), &f(d, &[3, 3, 2]), &Attention { enable_gqa: true, ..Attention::default() })),
+        bad("scaled_dot_product_attention", Shape, &["heads"], |d| f(d, &[2, 2]).scaled_dot_product_attention_with(&f(d, &[3, 2]), &f(d, &[3, 2]), &Attention { enable_gqa: true, ..Attention::default() })),
         bad("mse_loss", Shape, &["[2]", "[3]"], |d| f(d, &[2]).mse_loss(&f(d, &[3]))),
         bad("nll_loss", Shape, &["[2]", "[2, 3]"], |d| f(d, &[2, 3]).nll_loss(&int(d, &[3]))),
         bad("cross_entropy", Shape, &["[2, 3]", "[4]"], |d| f(d, &[2, 3]).cross_entropy(&int(d, &[4]))),
@@ -166,6 +179,7 @@ pub(super) fn all() -> Vec<Bad> {
     out.push(bad("conv2d", Place, &["same device"], |d| f(d, &[1, 1, 2, 2]).conv2d(&f(&elsewhere(d), &[1, 1, 2, 2]), None)));
     out.push(bad("layer_norm", Place, &["same device"], |d| f(d, &[2]).layer_norm(2, Some(&f(&elsewhere(d), &[2])), None, 1e-5)));
     out.push(bad("batch_norm", Place, &["same device"], |d| f(d, &[2, 2]).batch_norm(&BatchNorm { bias: Some(f(&elsewhere(d), &[2])), ..training() })));
+    out.push(bad("scaled_dot_product_attention", Place, &["same device"], |d| f(d, &[2, 2]).scaled_dot_product_attention(&f(d, &[2, 2]), &f(&elsewhere(d), &[2, 2]))));
     out.push(bad("cat", Place, &["same device"], |d| cat(&[&f(d, &[2]), &f(&elsewhere(d), &[2])], 0)));
     out.push(bad("gather", Place, &["same device"], |d| f(d, &[2]).gather(0, &int(&elsewhere(d), &[2]))));
     out.push(bad("embedding", Place, &["same device"], |d| f(d, &[2, 2]).embedding(&int(&elsewhere(d), &[2]))));
