@@ -139,6 +139,10 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     fn fuses_epilogue(&self) -> bool {
         false
     }
+    /// Whether results come tile by tile, so that an epilogue meets its operands out of memory's order.
+    fn stores_tiles(&self) -> bool {
+        false
+    }
     /// Whether it can meet data that it must refuse (an index out of range), which a GPU can only tell afterwards.
     fn checks_data(&self) -> bool {
         false

@@ -28,6 +28,10 @@ impl StructuredOp for Matmul {
         true
     }
 
+    fn stores_tiles(&self) -> bool {
+        true
+    }
+
     fn flops(&self, call: &Structured) -> u64 {
         Problem::new(call).flops()
     }
