@@ -143,6 +143,10 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     fn stores_tiles(&self) -> bool {
         false
     }
+    /// Whether its CPU kernel calls threads in wherever it runs, and loses nothing by running on its caller's.
+    fn brings_threads(&self) -> bool {
+        false
+    }
     /// Whether it can meet data that it must refuse (an index out of range), which a GPU can only tell afterwards.
     fn checks_data(&self) -> bool {
         false
