@@ -181,4 +181,3 @@ impl<F: Fn(&Structured) -> Vec<crate::backend::gpu::ShaderCall> + Send + Sync> S
         Err("is for GPUs".into())
     }
 }
-

@@ -19,7 +19,7 @@ pub fn matrix_vector<T: Num>(k: usize, a: Matrix<T>, x: &[T], step: usize, out: 
     let x = if step == 1 || k < 2 {
         x
     } else {
-        packed = x.iter().step_by(step).take(k).copied().collect();
+        packed = (0..k).map(|i| x[i * step]).collect();
         &packed
     };
     let x = &x[..k];

@@ -86,31 +86,83 @@ fn products_of_every_layout_and_size() {
 #[cfg(feature = "gpu")]
 #[test]
 fn every_variant_of_the_product() {
-    use crate::ops::matmul::VARIANTS;
+    use crate::ops::matmul::variants::{Kernel, VARIANTS};
     let device = gpu();
     for variant in VARIANTS {
-        use crate::ops::matmul::variants::Kernel::{Axpy, Lanes};
-        if matches!(variant.kernel, Lanes { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {
+        let kernel = variant.kernel;
+        if matches!(kernel, Kernel::Lanes { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {
             continue;
         }
-        let column = variant.kernel == Axpy;
-        let sizes = if column {
-            [(1, 300, 1, 64), (2, 5, 1, 1000), (1, 1, 260, 68), (1, 1, 7, 3)]
-        } else {
-            [(1, 64, 64, 64), (2, 35, 65, 33), (3, 4, 132, 7), (1, 100, 8, 20)]
+        // batch, m, n, k; around the edges of tiles in every dimension.
+        let mut sizes = match kernel {
+            Kernel::Axpy => vec![(1, 300, 1, 64), (2, 5, 1, 1000), (1, 1, 260, 68), (1, 1, 7, 3)],
+            Kernel::Slices => vec![(1, 300, 1, 64), (2, 4, 1, 1001), (3, 1, 36, 5), (1, 32, 1, 31)],
+            _ => vec![(1, 64, 64, 64), (2, 35, 65, 33), (3, 4, 132, 7), (1, 100, 8, 20), (1, 10, 4, 1)],
         };
+        if let Some([m, n]) = kernel.tile() {
+            sizes.extend([
+                (1, m - 1, n + 1, 17),
+                (1, m + 1, n, 8),
+                (2, m + 4, n - 4, 16),
+                (1, n + 1, m - 3, 15),
+            ]);
+        }
         for (batch, m, n, k) in sizes {
             for (ka, kb) in
                 [("rows", "rows"), ("columns", "columns"), ("shifted", "broadcast"), ("columns", "rows")]
             {
+                // Slices are for matrices that are contiguous down their columns.
+                let (ka, kb) = match kernel {
+                    Kernel::Slices if n == 1 => ("columns", kb),
+                    Kernel::Slices => (ka, "rows"),
+                    _ => (ka, kb),
+                };
                 let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
-                let (x, y) = (noise(a.end(), 3), noise(b.end(), 4));
-                let call =
-                    call(forced(variant.kernel), &[(F32, a.clone()), (F32, b.clone())], &[batch, m, n], F32);
-                let got = run(&*device, &call, &[f32::to_bytes(&x), f32::to_bytes(&y)]).unwrap();
-                let name = format!("{:?} {batch}x{m}x{n}x{k} {ka}·{kb}", variant.kernel);
-                close(&name, &got, &product(&a, &x, &b, &y), 1e-5);
+                let (mut x, mut y) = (noise(a.end(), 3), noise(b.end(), 4));
+                // In one place each: they must show in their row and column alone.
+                x[a.end() - 1] = f32::INFINITY;
+                y[b.end() - 1] = f32::NAN;
+                let call = call(forced(kernel), &[(F32, a.clone()), (F32, b.clone())], &[batch, m, n], F32);
+                let (call, c) = with_epilogue(call);
+                let mut expected = product(&a, &x, &b, &y);
+                let name = format!("{kernel:?} {batch}x{m}x{n}x{k} {ka}·{kb}");
+                let row = f32::from_bytes(&c);
+                expected.iter_mut().enumerate().for_each(|(i, v)| *v += f64::from(row[i % n]));
+                let data = [f32::to_bytes(&x), f32::to_bytes(&y), c];
+                close(&name, &run(&*device, &call, &data).unwrap(), &expected, 1e-5);
             }
+        }
+    }
+}
+
+#[test]
+fn an_epilogue_with_many_operands() {
+    // Large enough to be cut off where tiles meet their operands out of order: c + (d + product), d as large as it.
+    let (m, n, k) = (300, 324, 9);
+    let (a, b) = (matrix("columns", 1, m, k), matrix("rows", 1, k, n));
+    let (x, y, d) = (noise(a.end(), 1), noise(b.end(), 2), noise(m * n, 5));
+    let product = product(&a, &x, &b, &y);
+    for keeps in [false, true] {
+        let call = call(Matmul, &[(F32, a.clone()), (F32, b.clone())], &[1, m, n], F32);
+        let (mut call, c) = with_epilogue(call);
+        let access =
+            |binding, shape: &[usize]| Access { binding, dtype: F32, layout: Layout::contiguous(shape) };
+        let sum = call.post.stores[0].value;
+        for binding in [4, 5, 6] {
+            call.post.insts.push(Inst::Load(call.post.loads.len() as u16));
+            call.post.loads.push(access(binding, &[1, m, n]));
+        }
+        let args = [sum, sum + 1].into_iter().collect();
+        call.post.insts.push(Inst::Op { op: &ADD, operand: F32, result: F32, args });
+        call.post.stores[0].value = if keeps { 0 } else { sum + 4 };
+        let data = [f32::to_bytes(&x), f32::to_bytes(&y), c.clone(), f32::to_bytes(&d)];
+        let data = [&data[..], &vec![f32::to_bytes(&d); 2]].concat();
+        let row = f32::from_bytes(&c);
+        let expected: Vec<f64> = (product.iter().enumerate())
+            .map(|(i, v)| if keeps { *v } else { v + f64::from(row[i % n]) + f64::from(d[i]) })
+            .collect();
+        for device in devices() {
+            close(device.name(), &run(&*device, &call, &data).unwrap(), &expected, 1e-5);
         }
     }
 }
