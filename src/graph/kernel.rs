@@ -162,6 +162,15 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
         call: &Structured,
         adapter: &crate::backend::gpu::AdapterInfo,
     ) -> Vec<crate::backend::gpu::ShaderCall>;
+    /// The same in every way that gives the same bits, where there are several: `gpu` takes the fastest known.
+    #[cfg(feature = "gpu")]
+    fn ways(
+        &self,
+        _call: &Structured,
+        _adapter: &crate::backend::gpu::AdapterInfo,
+    ) -> Option<crate::backend::gpu::tune::Ways> {
+        None
+    }
     /// Computes the whole output, row-major, into `out`. `inputs` are whole buffers, to be read through
     /// `call.inputs`' layouts. An `Err` is a fault of the data (an index out of range), in words that follow
     /// the op's name.

@@ -10,6 +10,7 @@ use crate::backend::{Caps, Fault};
 use crate::error::ErrorKind;
 
 use super::pool::Pool;
+use super::tune::Tuner;
 use super::{AdapterClass, AdapterInfo, Gpu, codegen, disk};
 
 static ADAPTERS: LazyLock<Vec<wgpu::Adapter>> = LazyLock::new(|| {
@@ -121,7 +122,8 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
     let (class, id) = (class(&info), disk::id(&info));
     let pairs = class == AdapterClass::Software && features.contains(wgpu::Features::SHADER_INT64);
-    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size, pairs };
+    let tuner = Arc::new(Tuner::new(&id));
+    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size, pairs, tuner };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.

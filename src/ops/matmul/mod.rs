@@ -3,17 +3,13 @@
 use crate::backend::cpu::gemm;
 use crate::backend::cpu::number::Num;
 #[cfg(feature = "gpu")]
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, tune::Ways};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 use crate::graph::layout::{Dims, Layout, collapse};
-#[cfg(feature = "gpu")]
-use crate::ops::dispatch::MAX_TURNS;
 
 #[cfg(feature = "gpu")]
 pub(in crate::ops) mod variants;
-#[cfg(feature = "gpu")]
-pub(in crate::ops) use variants::{VARIANTS, Variant};
 
 /// `[batch…, m, k] · [batch…, k, n] -> [batch…, m, n]`. The batch dimensions of both inputs are equal (broadcast
 /// ones have stride 0); any strides will do.
@@ -47,11 +43,15 @@ impl StructuredOp for Matmul {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
-        let problem = Problem::new(call);
-        let software = adapter.class == AdapterClass::Software;
-        let within = |v: &&Variant| !software || v.turns(&problem) <= MAX_TURNS;
-        let chosen = VARIANTS.iter().filter(within).find(|v| (v.fits)(&problem, call.out_dtype, adapter));
-        chosen.map_or_else(Vec::new, |v| v.calls(problem, call.out_dtype))
+        match self.ways(call, adapter) {
+            Some(ways) => adapter.tuner.pick(ways),
+            None => variants::calls(call, adapter),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn ways(&self, call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
+        variants::ways(call, adapter)
     }
 
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {

@@ -1,8 +1,10 @@
 //! The ways in which a GPU computes a product, and which is taken when.
 
+use crate::backend::gpu::tune::Ways;
 use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul as shader};
 use crate::graph::dtype::DType;
-use crate::ops::dispatch::{Defines, fold_grid, wgsl_type};
+use crate::graph::kernel::Structured;
+use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid, wgsl_type};
 
 use super::Problem;
 
@@ -139,6 +141,46 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
     ]
 };
 
+/// The variant for a call.
+fn chosen(problem: &Problem, call: &Structured, adapter: &AdapterInfo) -> Option<&'static Variant> {
+    let software = adapter.class == AdapterClass::Software;
+    let within = |v: &&Variant| !software || v.turns(problem) <= MAX_TURNS;
+    VARIANTS.iter().filter(within).find(|v| (v.fits)(problem, call.out_dtype, adapter))
+}
+
+pub(super) fn calls(call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+    let problem = Problem::new(call);
+    chosen(&problem, call, adapter).map_or_else(Vec::new, |v| v.calls(problem, call.out_dtype))
+}
+
+/// Operations from which it is worth knowing the fastest tiles.
+const WORTH_TIMING: u64 = 1 << 22;
+
+/// The variants beside the one chosen that sum as it does: k by k, in the order of k.
+pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
+    let problem = Problem::new(call);
+    let first = chosen(&problem, call, adapter)?;
+    if first.kernel.tile().is_none() || problem.flops() < WORTH_TIMING {
+        return None;
+    }
+    let like = |v: &&Variant| match (v.kernel, first.kernel) {
+        (Kernel::Lanes { subgroup, .. }, Kernel::Lanes { subgroup: with, .. }) => subgroup == with,
+        (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
+        _ => false,
+    };
+    let others = VARIANTS.iter().filter(like).filter(|v| v.kernel != first.kernel);
+    let ways = std::iter::once(first).chain(others);
+    let ways = ways.map(|v| (format!("{:?}", v.kernel), v.calls(problem.clone(), call.out_dtype)));
+    // Sizes count with two binary digits; beyond that it makes no difference.
+    let size = |n: usize| n.next_multiple_of((n.next_power_of_two() / 4).max(1));
+    let order = |o: &super::Operand| (o.rows == 1, o.columns == 1);
+    let [m, n, k, batches] = [problem.m, problem.n, problem.k, problem.batches()].map(size);
+    let operands = (call.post.loads.len() + call.post.stores.len()).min(4);
+    let key =
+        format!("matmul {batches}x{m}x{n}x{k} {:?} {:?} +{operands}", order(&problem.a), order(&problem.b));
+    Some(Ways { key, ways: ways.collect() })
+}
+
 impl Kernel {
     /// Rows and columns of the output that a workgroup computes.
     pub(in crate::ops) fn tile(self) -> Option<[usize; 2]> {
@@ -152,7 +194,7 @@ impl Kernel {
 
 impl Variant {
     /// How often an invocation's loop turns.
-    pub(super) fn turns(&self, p: &Problem) -> usize {
+    fn turns(&self, p: &Problem) -> usize {
         match self.kernel {
             Kernel::Any => p.k,
             Kernel::Axpy | Kernel::Lanes { .. } | Kernel::Tiles { .. } => p.k.div_ceil(4),

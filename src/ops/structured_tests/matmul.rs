@@ -29,7 +29,8 @@ fn product(a: &Layout, x: &[f32], b: &Layout, y: &[f32]) -> Vec<f64> {
 
 #[cfg(feature = "gpu")]
 fn forced(kernel: crate::ops::matmul::variants::Kernel) -> impl StructuredOp {
-    use crate::ops::matmul::{Problem, Variant};
+    use crate::ops::matmul::Problem;
+    use crate::ops::matmul::variants::Variant;
     Forced("forced_matmul", true, move |call: &Structured| {
         let variant = Variant { kernel, fits: |_, _, _| true };
         variant.calls(Problem::new(call), call.out_dtype)
