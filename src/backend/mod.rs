@@ -41,6 +41,8 @@ pub struct Caps {
     pub f64: bool,
     /// A reduction to `outputs` values of `reduced` each is cut in so many partial ones first (1: not cut).
     pub split_reduction: fn(outputs: usize, reduced: usize) -> usize,
+    /// The sums of a product of `[batches, m, k]` and `[batches, k, n]` are cut in so many partial ones first.
+    pub split_product: fn([usize; 4]) -> usize,
 }
 
 /// What compiling a recording gave: pipelines, grids, packed parameters. Kept with the cached plan.

@@ -51,6 +51,7 @@ const CAPS: Caps = Caps {
     f64: true,
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _| 1,
+    split_product: |_| 1,
 };
 
 /// Operations in an op that brings in threads itself from which it is moved to one all the same.

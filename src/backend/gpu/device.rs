@@ -131,6 +131,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize,
         f64: false,
         split_reduction: codegen::split_for(info.class),
+        split_product: crate::ops::matmul::split_for(info.class),
     };
     let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);
     Ok(Gpu::new(info, caps, device, queue, faults, pool))

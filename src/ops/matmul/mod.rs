@@ -10,6 +10,8 @@ use crate::graph::layout::{Dims, Layout, collapse};
 
 #[cfg(feature = "gpu")]
 pub(in crate::ops) mod variants;
+#[cfg(feature = "gpu")]
+pub(crate) use variants::split_for;
 
 /// `[batch…, m, k] · [batch…, k, n] -> [batch…, m, n]`. The batch dimensions of both inputs are equal (broadcast
 /// ones have stride 0); any strides will do.

@@ -181,6 +181,31 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     Some(Ways { key, ways: ways.collect() })
 }
 
+/// How the sums of a product `[batches, m, n, k]` are cut where its output is too small to keep an adapter busy. The
+/// parts are equal, and what is cut does not depend on anything but sizes and class, so that results do not either.
+pub(crate) fn split_for(class: AdapterClass) -> fn([usize; 4]) -> usize {
+    /// Parts, so that `units` pieces of work become `wanted`, of at least `least` steps each.
+    fn parts(units: usize, wanted: usize, k: usize, least: usize) -> usize {
+        let most = (wanted / units.max(1)).min(k / least);
+        let fits = |parts: &usize| {
+            k.is_multiple_of(*parts) && (!k.is_multiple_of(4) || (k / parts).is_multiple_of(4))
+        };
+        (0..=10).rev().map(|power| 1 << power).find(|parts| *parts <= most && fits(parts)).unwrap_or(1)
+    }
+    fn units([batches, m, n, _]: [usize; 4], tile: usize) -> usize {
+        let vector = m == 1 || n == 1;
+        batches * if vector { m * n } else { m.div_ceil(tile) * n.div_ceil(tile) }
+    }
+    match class {
+        AdapterClass::Discrete => |p| parts(units(p, 64), 128, p[3], 256),
+        AdapterClass::Integrated => |p| parts(units(p, 32), 32, p[3], 256),
+        AdapterClass::Software => |p| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            parts(units(p, 32), threads, p[3], 2048)
+        },
+    }
+}
+
 impl Kernel {
     /// Rows and columns of the output that a workgroup computes.
     pub(in crate::ops) fn tile(self) -> Option<[usize; 2]> {

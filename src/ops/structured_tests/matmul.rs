@@ -243,3 +243,79 @@ fn products_of_many_batch_dimensions_and_of_great_depth() {
         }
     }
 }
+
+#[cfg(feature = "gpu")]
+#[test]
+fn tiles_of_every_size_give_the_same_bits() {
+    use crate::ops::matmul::variants::{Kernel, VARIANTS};
+    let device = gpu();
+    let subgroups = device.info().subgroup_size == Some(8);
+    let (batch, m, n, k) = (2, 70, 136, 53);
+    for (ka, kb) in [("rows", "columns"), ("columns", "rows"), ("shifted", "rows")] {
+        let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
+        let data = [f32::to_bytes(&noise(a.end(), 3)), f32::to_bytes(&noise(b.end(), 4))];
+        let inputs = [(F32, a), (F32, b)];
+        let mut first: [Option<Vec<u8>>; 2] = [None, None];
+        for variant in VARIANTS.iter().filter(|v| v.kernel.tile().is_some()) {
+            let lanes = matches!(variant.kernel, Kernel::Lanes { .. });
+            if matches!(variant.kernel, Kernel::Lanes { subgroup: true, .. }) && !subgroups {
+                continue;
+            }
+            let call = call(forced(variant.kernel), &inputs, &[batch, m, n], F32);
+            let got = run(&*device, &call, &data).unwrap();
+            let first = first[usize::from(lanes)].get_or_insert_with(|| got.clone());
+            assert!(*first == got, "{:?} {ka}·{kb} differs", variant.kernel);
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn a_plan_that_repeats_is_tuned_and_its_results_stay() {
+    let device = gpu();
+    let (m, n, k) = (160, 136, 132);
+    let (a, b) = (matrix("rows", 1, m, k), matrix("rows", 1, k, n));
+    let data = [f32::to_bytes(&noise(a.end(), 3)), f32::to_bytes(&noise(b.end(), 4))];
+    let call = call(Matmul, &[(F32, a), (F32, b)], &[1, m, n], F32);
+    let kernel = Kernel {
+        bindings: (0..3).map(|i| Binding { dtype: F32, written: i == 2 }).collect(),
+        body: Body::Structured(call),
+        scalars: vec![],
+        label: "matmul".into(),
+        caller: Location::caller(),
+    };
+    let mut buffers: Vec<_> = data.iter().map(|d| device.upload(d).unwrap()).collect();
+    buffers.push(device.alloc(4 * m * n).unwrap());
+    let command = Command::Dispatch { kernel: Arc::new(kernel), buffers: vec![0, 1, 2], scalars: 0 };
+    let recording = Recording { commands: vec![command] };
+    let compiled = device.compile(&recording).unwrap();
+    let mut first = None;
+    for turn in 0..40 {
+        device.run(&recording, &compiled, &buffers, &[]).unwrap();
+        let got = device.download(&buffers[2], 0..4 * m * n).unwrap();
+        assert!(*first.get_or_insert_with(|| got.clone()) == got, "run {turn} differs");
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn sums_are_cut_where_the_output_is_small() {
+    use crate::backend::gpu::AdapterClass::{Discrete, Integrated, Software};
+    use crate::ops::matmul::split_for;
+    for class in [Discrete, Integrated, Software] {
+        let split = split_for(class);
+        for (sizes, cut) in [
+            ([1, 10, 256, 128], false),
+            ([1, 2048, 2048, 1 << 16], false),
+            ([1, 10, 10, 1 << 17], true),
+            ([1, 1, 1, 3 << 16], true),
+            ([1, 10, 10, 1_000_003], false),
+            ([0, 10, 10, 1 << 17], true),
+        ] {
+            let parts = split(sizes);
+            assert!(parts == 1 || sizes[3].is_multiple_of(parts), "{class:?} {sizes:?}");
+            assert!(cut || parts == 1, "{class:?} {sizes:?}: {parts}");
+            assert!(!cut || parts > 1 || class == Software, "{class:?} {sizes:?}: {parts}");
+        }
+    }
+}
