@@ -41,7 +41,7 @@ impl<'a, T: Copy> Matrix<'a, T> {
     }
 
     /// Without the rows before this one, which must be there.
-    fn from_row(self, row: usize) -> Matrix<'a, T> {
+    fn below(self, row: usize) -> Matrix<'a, T> {
         Matrix { values: &self.values[row * self.strides[0]..], ..self }
     }
 }
@@ -109,7 +109,7 @@ fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut 
         // A few rows for each thread, this one among them.
         let rows = PIECE.div_ceil(n.saturating_mul(k)).max(m.div_ceil(workers())).next_multiple_of(8);
         share(out, rows * n, |i, out| {
-            T::product([out.len() / n, n, k], a.from_row(i * rows), b, out, false);
+            T::product([out.len() / n, n, k], a.below(i * rows), b, out, false);
         });
     } else {
         T::product(size, a, b, out, threads);

@@ -64,7 +64,10 @@ pub(super) fn tasks(count: usize, task: impl Fn(usize) + Sync + Send) {
 pub(super) fn share<T: Send>(all: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync + Send) {
     let size = size.max(1);
     if all.len() <= size {
-        return if all.is_empty() { () } else { work(0, all) };
+        if !all.is_empty() {
+            work(0, all);
+        }
+        return;
     }
     if INSIDE.get() {
         return all.par_chunks_mut(size).enumerate().with_max_len(1).for_each(|(i, part)| work(i, part));
