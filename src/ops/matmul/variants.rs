@@ -182,7 +182,8 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
 }
 
 /// How the sums of a product `[batches, m, n, k]` are cut where its output is too small to keep an adapter busy. The
-/// parts are equal, and what is cut does not depend on anything but sizes and class, so that results do not either.
+/// parts are equal. How many there are depends on sizes and class alone, and on a software adapter on the number of
+/// the machine's threads, so that the last bits may differ from machine to machine there.
 pub(crate) fn split_for(class: AdapterClass) -> fn([usize; 4]) -> usize {
     /// Parts, so that `units` pieces of work become `wanted`, of at least `least` steps each.
     fn parts(units: usize, wanted: usize, k: usize, least: usize) -> usize {
