@@ -1,23 +1,25 @@
 // out[z, i, j] = sum over l of a[z, i, l] * b[z, l, j], whatever the strides of a and b.
 //
-// Five kernels: LANES for software adapters, TILES for GPUs, DOT for vectors and great depths, AXPY
-// for n = 1, ANY for integers. Operands
-// are read four elements at a time along the dimension in which they are contiguous, where offsets, strides and
-// sizes allow it. The product may be computed transposed, with a and b exchanged.
+// Six kernels: LANES for software adapters, TILES for GPUs, DOT for vectors and great depths, AXPY and (for GPUs)
+// SLICES for n = 1, ANY for integers. Operands are read four elements at a time along the dimension in which they
+// are contiguous, where offsets, strides and sizes allow it. The product may be computed transposed, with a and b exchanged.
 //
 // A_AT, B_AT: bindings. A_VEC, B_VEC: read vec4s; A_BY_ROW: a's vec4s lie along its rows (the dimension m), not
 // along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
-// dimensions. VEC4: the output is stored in vec4s.
+// dimensions. VEC4: the output is
+// stored in vec4s; TURNED: these lie along m.
 //! variant lanes, subgroups, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=32 LOADS=4 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, subgroups, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
+//! variant lanes, subgroups, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant lanes, subgroups, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
 //! variant lanes, subgroups, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
 //! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
 //! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant tiles, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
-//! variant tiles, m and k contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
-//! variant tiles, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant tiles of 128, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
+//! variant tiles of 128 by 64, m and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=8 THREADS=128 DEPTH=8 BOTH=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant tiles of 64, m and k contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=1 TURNED=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
+//! variant tiles of 32, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant slices of columns times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 SLICES=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1
 //! variant dot products, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant dot products, i32, any strides: T=i32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=256 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=1 VEC4=0
 //! variant columns times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1
@@ -151,6 +153,38 @@ fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 #endif
 #endif
 
+#if ANY
+#else
+#if COLUMN
+#else
+// Stores a block of four rows (columns of `v`) and four columns, as far as they are in the output.
+fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
+    let at = out + row * params.out_m + col * params.out_n;
+#if TURNED
+    let t = transpose(v);
+#for c in 0..4
+    if row < params.m && col + ${c}u < params.n {
+        store4((at + ${c}u * params.out_n) / 4u, t[${c}]);
+    }
+#end
+#else
+#for r in 0..4
+    if row + ${r}u < params.m && col < params.n {
+        let i = at + ${r}u * params.out_m;
+#if VEC4
+        store4(i / 4u, v[${r}]);
+#else
+        for (var c = 0u; c < min(4u, params.n - col); c++) {
+            store(i + c * params.out_n, v[${r}][c]);
+        }
+#endif
+    }
+#end
+#endif
+}
+#endif
+#endif
+
 #if LANES
 // Each of 8 invocations computes ROWS rows of 4 columns, side by side. What it costs on a CPU's SIMD lanes is
 // loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each.
@@ -237,35 +271,39 @@ fn lanes(
 #end
 #endif
     }
-    let rows = min(${ROWS}u, params.m - row);
-    for (var r = 0u; r < rows; r++) {
-        // Indexing acc at run time would force it to memory, and storing row by row would be much code.
-        var v = acc[0];
-#for i in 1..${ROWS}
-        v = select(v, acc[${i}], r == ${i}u);
+    // Indexing acc at run time would force it to memory, and storing row by row would be much code.
+    for (var r = 0u; r < min(${ROWS}u, params.m - row); r += 4u) {
+        var v: mat4x4<f32>;
+#for q in 0..4
+        v[${q}] = acc[${q}];
+#for i in 1..${ROWS}/4
+        v[${q}] = select(v[${q}], acc[${i}u * 4u + ${q}u], r == ${i}u * 4u);
 #end
-        let i = at.out + (row + r) * params.out_m + col * params.out_n;
-#if VEC4
-        if col < params.n {
-            store4(i / 4u, v);
-        }
-#else
-        for (var c = 0u; c < min(4u, max(params.n, col) - col); c++) {
-            store(i + c * params.out_n, v[c]);
-        }
-#endif
+#end
+        keep(at.out, row + r, col, v);
     }
 }
 #endif
 
 #if TILES
-// 64 invocations share tiles of a and b, 16 deep, and each computes PIECES x PIECES blocks of 4 x 4.
+// DOWN x ACROSS invocations share tiles of a and b, DEPTH deep, and each computes PIECES x PIECES blocks of 4 x 4,
+// which lie DOWN and ACROSS blocks apart, so that neighbours read neighbouring vec4s. What the next tiles need is
+// read ahead into registers while the present ones are multiplied.
 
-// In both tiles the first index is k, and vec4s lie along m and n: 8 * PIECES of them.
-var<workgroup> tile_a: array<vec4<f32>, 128 * ${PIECES}>;
-var<workgroup> tile_b: array<vec4<f32>, 128 * ${PIECES}>;
+const BLOCKS_M: u32 = ${DOWN}u * ${PIECES}u;
+const BLOCKS_N: u32 = ${ACROSS}u * ${PIECES}u;
 
-@compute @workgroup_size(64)
+// In both tiles the first index is k, and vec4s lie along m and n.
+var<workgroup> tile_a: array<vec4<f32>, ${DEPTH} * ${DOWN} * ${PIECES}>;
+var<workgroup> tile_b: array<vec4<f32>, ${DEPTH} * ${ACROSS} * ${PIECES}>;
+
+// Where block `block` of row k lies in a tile. Invocations that fill a tile along k write every fourth row; shifted
+// against each other these rows fall on different banks.
+fn slot(k: u32, block: u32, blocks: u32) -> u32 {
+    return k * blocks + (block ^ (((k / 4u) % 4u) * 2u));
+}
+
+@compute @workgroup_size(${THREADS})
 fn tiles(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
@@ -276,93 +314,140 @@ fn tiles(
         return;
     }
     let at = place(tile / (params.tiles_n * params.tiles_m));
-    let row = tile / params.tiles_n % params.tiles_m * (32u * ${PIECES}u);
-    let col = tile % params.tiles_n * (32u * ${PIECES}u);
-    let across = index % 8u;
-    let down = index / 8u;
-    const WIDE = 8u * ${PIECES}u;
+    // Tiles go in stripes of 8 rows, so that those that run together read the same few rows and columns.
+    let number = tile % (params.tiles_n * params.tiles_m);
+    let stripe = number / (8u * params.tiles_n) * 8u;
+    let high = min(8u, params.tiles_m - stripe);
+    let within = number - stripe * params.tiles_n;
+    let row = (stripe + within % high) * BLOCKS_M * 4u;
+    let col = within / high * BLOCKS_N * 4u;
+    let across = index % ${ACROSS}u;
+    let down = index / ${ACROSS}u;
+    // The 4 x 4 blocks that this invocation reads. Side by side they follow the dimension that is contiguous.
+#if A_BY_ROW
+    let a_block = index % BLOCKS_M;
+    let a_deep = index / BLOCKS_M * 4u;
+#else
+    let a_block = index / (${DEPTH}u / 4u);
+    let a_deep = index % (${DEPTH}u / 4u) * 4u;
+#endif
+#if BOTH
+    let b_index = index;
+#else
+    let b_index = index - min(index, BLOCKS_M * ${DEPTH}u / 4u);
+#endif
+#if B_BY_COL
+    let b_block = b_index % BLOCKS_N;
+    let b_deep = b_index / BLOCKS_N * 4u;
+#else
+    let b_block = b_index / (${DEPTH}u / 4u);
+    let b_deep = b_index % (${DEPTH}u / 4u) * 4u;
+#endif
+    let fills_a = index < BLOCKS_M * ${DEPTH}u / 4u;
+#if BOTH
+    let fills_b = fills_a;
+#else
+    let fills_b = !fills_a && b_index < BLOCKS_N * ${DEPTH}u / 4u;
+#endif
+    var next_a: mat4x4<f32>;
+    var next_b: mat4x4<f32>;
+    if fills_a {
+        next_a = block_a(at.a, row + a_block * 4u, a_deep);
+    }
+    if fills_b {
+        next_b = block_b(at.b, b_deep, col + b_block * 4u);
+    }
     var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
     let depth = params.k + (tile >> 31u); // as bound() does, but seen to be uniform
-    for (var k = 0u; k < depth; k += 16u) {
-        // Blocks of 4 x 4; 32 * PIECES of them in each tile. Invocations side by side read along the
-        // dimension that is contiguous. Depths past k are read as zeros.
-        if index < 32u * ${PIECES}u {
-#if A_BY_ROW
-            let m4 = index % WIDE;
-            let l = index / WIDE * 4u;
+    for (var k = 0u; k < depth; k += ${DEPTH}u) {
+        if fills_a {
 #for q in 0..4
-            tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), load_a(at.a, row + m4 * 4u, min(k + l + ${q}u, params.k - 1u)), k + l + ${q}u < params.k);
+            tile_a[slot(a_deep + ${q}u, a_block, BLOCKS_M)] = next_a[${q}];
 #end
-#else
-            let m4 = index / 4u;
-            let l = index % 4u * 4u;
-            let inside = k + l < params.k;
-            let start = select(0u, k + l, inside);
-#for q in 0..4
-            let u${q} = load_a(at.a, row + m4 * 4u + ${q}u, start);
-#end
-#for q in 0..4
-            tile_a[(l + ${q}u) * WIDE + m4] = select(vec4<f32>(), vec4<f32>(u0[${q}], u1[${q}], u2[${q}], u3[${q}]), inside);
-#end
-#endif
         }
-        if index < 32u * ${PIECES}u {
-#if B_BY_COL
-            let n4 = index % WIDE;
-            let l = index / WIDE * 4u;
+        if fills_b {
 #for q in 0..4
-            tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), load_b(at.b, min(k + l + ${q}u, params.k - 1u), col + n4 * 4u), k + l + ${q}u < params.k);
+            tile_b[slot(b_deep + ${q}u, b_block, BLOCKS_N)] = next_b[${q}];
 #end
-#else
-            let n4 = index / 4u;
-            let l = index % 4u * 4u;
-            let inside = k + l < params.k;
-            let start = select(0u, k + l, inside);
-#for q in 0..4
-            let t${q} = load_b(at.b, start, col + n4 * 4u + ${q}u);
-#end
-#for q in 0..4
-            tile_b[(l + ${q}u) * WIDE + n4] = select(vec4<f32>(), vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]), inside);
-#end
-#endif
         }
         workgroupBarrier();
-        for (var l = 0u; l < 16u; l++) {
+        if fills_a {
+            next_a = block_a(at.a, row + a_block * 4u, k + ${DEPTH}u + a_deep);
+        }
+        if fills_b {
+            next_b = block_b(at.b, k + ${DEPTH}u + b_deep, col + b_block * 4u);
+        }
+        for (var l = 0u; l < ${DEPTH}u; l += 4u) {
+#for s in 0..4
+            {
 #for p in 0..${PIECES}
-            let x${p} = tile_a[l * WIDE + down + 8u * ${p}u];
-            let y${p} = tile_b[l * WIDE + across + 8u * ${p}u];
+                let x${p} = tile_a[slot(l + ${s}u, down + ${DOWN}u * ${p}u, BLOCKS_M)];
+                let y${p} = tile_b[slot(l + ${s}u, across + ${ACROSS}u * ${p}u, BLOCKS_N)];
 #end
 #for p in 0..${PIECES}
 #for r in 0..4
 #for q in 0..${PIECES}
-            acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+                acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
 #end
 #end
+#end
+            }
 #end
         }
         workgroupBarrier();
     }
 #for p in 0..${PIECES}
-#for r in 0..4
 #for q in 0..${PIECES}
-    keep(at.out, row + (down + 8u * ${p}u) * 4u + ${r}u, col + (across + 8u * ${q}u) * 4u, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+    keep(
+        at.out,
+        row + (down + ${DOWN}u * ${p}u) * 4u,
+        col + (across + ${ACROSS}u * ${q}u) * 4u,
+        mat4x4<f32>(
+#for r in 0..4
+            acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u],
 #end
+        ),
+    );
 #end
 #end
 }
 
-// Stores four elements of a row, as far as they are in the output.
-fn keep(out: u32, row: u32, col: u32, v: vec4<f32>) {
-    if row < params.m && col < params.n {
-        let i = out + row * params.out_m + col * params.out_n;
-#if VEC4
-        store4(i / 4u, v);
+// Four k of four rows of a: a column for each k. Zeros past k.
+fn block_a(base: u32, row: u32, k: u32) -> mat4x4<f32> {
+    var m: mat4x4<f32>;
+#if A_BY_ROW
+#for q in 0..4
+    m[${q}] = select(vec4<f32>(), load_a(base, row, min(k + ${q}u, params.k - 1u)), k + ${q}u < params.k);
+#end
+    return m;
 #else
-        for (var c = 0u; c < min(4u, params.n - col); c++) {
-            store(i + c * params.out_n, v[c]);
-        }
-#endif
+    if k >= params.k {
+        return m;
     }
+#for q in 0..4
+    m[${q}] = load_a(base, row + ${q}u, k);
+#end
+    return transpose(m);
+#endif
+}
+
+// Four k of four columns of b: a column for each k. Zeros past k.
+fn block_b(base: u32, k: u32, col: u32) -> mat4x4<f32> {
+    var m: mat4x4<f32>;
+#if B_BY_COL
+#for q in 0..4
+    m[${q}] = select(vec4<f32>(), load_b(base, min(k + ${q}u, params.k - 1u), col), k + ${q}u < params.k);
+#end
+    return m;
+#else
+    if k >= params.k {
+        return m;
+    }
+#for q in 0..4
+    m[${q}] = load_b(base, k, col + ${q}u);
+#end
+    return transpose(m);
+#endif
 }
 #endif
 
@@ -453,6 +538,42 @@ fn axpy(
     }
     store(at.out + row * params.out_m, (sum.x + sum.y) + (sum.z + sum.w));
 #endif
+}
+#endif
+
+#if SLICES
+// Columns times a vector, for GPUs: 32 rows for a workgroup, in which 32 invocations share each four rows, every one
+// with its own slice of k. Neighbours read neighbouring rows.
+var<workgroup> slices: array<vec4<f32>, 256>;
+
+@compute @workgroup_size(256)
+fn slices_of_columns(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
+    if tile >= params.tiles {
+        return;
+    }
+    let at = place(tile / params.tiles_m);
+    let row = tile % params.tiles_m * 32u + index % 8u * 4u;
+    var sum = vec4<f32>();
+    let depth = bound(params.k, tile);
+    for (var k = index / 8u; k < depth; k += 32u) {
+        sum = fma(load_a(at.a, row, k), vec4<f32>(b[at.b + k * params.b_k]), sum);
+    }
+    slices[index] = sum;
+    workgroupBarrier();
+    for (var half = 128u; half >= 8u; half /= 2u) {
+        if index < half {
+            slices[index] += slices[index + half];
+        }
+        workgroupBarrier();
+    }
+    if index < 8u && row < params.m {
+        store4((at.out + row) / 4u, slices[index]);
+    }
 }
 #endif
 

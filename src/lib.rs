@@ -46,8 +46,8 @@ pub use ops::cast::Target;
 pub use ops::cat::{cat, stack};
 pub use ops::conv::{Conv, Padding, Pair};
 pub use ops::loss::{CrossEntropy, Reduction};
-pub use ops::pool::Pool;
 pub use ops::norm::BatchNorm;
+pub use ops::pool::Pool;
 pub use ops::record::Arg;
 pub use tensor::{
     Index, IntoData, IntoDims, IntoIndex, IntoShape, Options, PrintOptions, Tensor, arange, default_device,
@@ -65,16 +65,16 @@ pub mod prelude {
     pub use crate::error::{Error, ErrorKind, Result};
     pub use crate::graph::dtype::{Bool, DType, F32, F64, I32, U32};
     pub use crate::nn::{
-        self, AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Embedding, Flatten, GELU,
-        LayerNorm, Linear, MaxPool2d, Module, Parameter, RMSNorm, ReLU, Sequential, SiLU, Sigmoid, Softmax,
-        StateDict, Tanh, init,
+        self, AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Embedding, Flatten,
+        GELU, LayerNorm, Linear, MaxPool2d, Module, Parameter, RMSNorm, ReLU, Sequential, SiLU, Sigmoid,
+        Softmax, StateDict, Tanh, init,
     };
     pub use crate::ops::attention::Attention;
     pub use crate::ops::cat::{cat, stack};
     pub use crate::ops::conv::{Conv, Padding};
     pub use crate::ops::loss::{CrossEntropy, Reduction};
-    pub use crate::ops::pool::Pool;
     pub use crate::ops::norm::BatchNorm;
+    pub use crate::ops::pool::Pool;
     pub use crate::optim::{
         Adam, AdamW, CosineAnnealingLR, LinearLR, OneCycleLR, Optimizer, SGD, Schedule, Scheduler, StepLR,
         clip_grad_norm_, clip_grad_value_,

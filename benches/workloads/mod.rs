@@ -30,10 +30,12 @@ pub struct Workload {
 /// Numbers with their names.
 pub type Facts = Vec<(&'static str, f64)>;
 
+type Make = dyn Fn(&Device) -> Result<Workload>;
+
 /// A workload by name, to be made on a device.
 pub struct Named {
     pub name: String,
-    pub make: Box<dyn Fn(&Device) -> Result<Workload>>,
+    pub make: Box<Make>,
 }
 
 fn named(name: impl Into<String>, make: impl Fn(&Device) -> Result<Workload> + 'static) -> Named {
@@ -132,9 +134,9 @@ fn softmax(device: &Device) -> Result<Workload> {
 
 fn layer_norm(device: &Device) -> Result<Workload> {
     let x = values(device, 1, &[4096, 768], 4.0);
-    let norm = models::Norm { weight: values(device, 2, &[768], 1.0), bias: values(device, 3, &[768], 1.0) };
+    let (weight, bias) = (values(device, 2, &[768], 1.0), values(device, 3, &[768], 1.0));
     let cost = Cost { flops: 0.0, bytes: 8.0 * x.numel() as f64 };
-    Ok(forward(device, cost, move || norm.forward(&x)))
+    Ok(forward(device, cost, move || x.layer_norm(768, Some(&weight), Some(&bias), 1e-5)))
 }
 
 /// A thousand times `x * 1.0001 + 0.0001`; a unit is a turn, of two operations.

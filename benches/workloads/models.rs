@@ -154,48 +154,27 @@ pub fn cnn(device: &Device) -> Result<Workload> {
     training(cost, 5, false, adam, move || model.forward(&x).cross_entropy(&target))
 }
 
-module! {
-    #[derive(Clone)]
-    pub struct Norm { pub weight: Tensor, pub bias: Tensor }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let centred = x - x.mean_dim(-1, true);
-        let variance = (&centred * &centred).mean_dim(-1, true);
-        centred * (variance + 1e-5).rsqrt() * &self.weight + &self.bias
-    }
-}
-
 const WIDTH: usize = 128;
 const HEADS: usize = 4;
 const LENGTH: usize = 64;
 
-impl Norm {
-    fn new(device: &Device) -> Norm {
-        let on = options().device(device);
-        Norm { weight: Parameter::new(&on.ones([WIDTH])), bias: Parameter::new(&on.zeros([WIDTH])) }
-    }
-}
-
 module! {
-    struct Block { ln1: Norm, qkv: Linear, proj: Linear, ln2: Norm, fc: Linear, out: Linear }
+    struct Block { ln1: LayerNorm, qkv: Linear, proj: Linear, ln2: LayerNorm, fc: Linear, out: Linear }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let rows = x.size(0) as usize;
+        let rows = x.size(0);
         let qkv = self.qkv.forward(&self.ln1.forward(x)).split(WIDTH, -1);
         let head = |i: usize| qkv[i].reshape([rows, LENGTH, HEADS, WIDTH / HEADS]).transpose(1, 2);
         let (q, k, v) = (head(0), head(1), head(2));
-        let places = options().device(x.device()).dtype(I32).arange(0, LENGTH as i64, 1);
-        let seen = places.unsqueeze(1).ge(&places);
-        let scores = q.matmul(&k.transpose(2, 3)) * (1.0 / ((WIDTH / HEADS) as f64).sqrt());
-        let weights = scores.where_(&seen, f64::NEG_INFINITY).softmax(-1);
-        let y = weights.matmul(&v).transpose(1, 2).reshape([rows, LENGTH, WIDTH]);
+        let y = q.scaled_dot_product_attention_with(&k, &v, &Attention { is_causal: true, ..Attention::default() });
+        let y = y.transpose(1, 2).reshape([rows, LENGTH, WIDTH]);
         let x = x + self.proj.forward(&y);
         &x + self.out.forward(&self.fc.forward(&self.ln2.forward(&x)).gelu())
     }
 }
 
 module! {
-    struct Gpt { token: Embedding, position: Embedding, blocks: Vec<Block>, ln: Norm, head: Linear }
+    struct Gpt { token: Embedding, position: Embedding, blocks: Vec<Block>, ln: LayerNorm, head: Linear }
 
     fn forward(&self, ids: &Tensor) -> Tensor {
         let places = options().device(ids.device()).dtype(I32).arange(0, LENGTH as i64, 1);
@@ -217,17 +196,17 @@ pub fn gpt(device: &Device) -> Result<Workload> {
     let (x, target) = (on.from_slice(&x, [batch, LENGTH]), on.from_slice(&y, [batch * LENGTH]));
     let mut s = Seeds::new(device);
     let (token, position) = (s.embedding(vocabulary, WIDTH), s.embedding(LENGTH, WIDTH));
+    let norm = || LayerNorm::with([WIDTH], 1e-5, true, true, &options().device(device));
     let blocks = (0..layers).map(|_| Block {
-        ln1: Norm::new(device),
+        ln1: norm(),
         qkv: s.linear(WIDTH, 3 * WIDTH, true),
         proj: s.linear(WIDTH, WIDTH, true),
-        ln2: Norm::new(device),
+        ln2: norm(),
         fc: s.linear(WIDTH, 4 * WIDTH, true),
         out: s.linear(4 * WIDTH, WIDTH, true),
     });
     let blocks = blocks.collect();
-    let model =
-        Gpt { token, position, blocks, ln: Norm::new(device), head: s.linear(WIDTH, vocabulary, false) };
+    let model = Gpt { token, position, blocks, ln: norm(), head: s.linear(WIDTH, vocabulary, false) };
     let tokens = batch * LENGTH;
     let linear = |i: usize, o: usize| training_flops(tokens, i, o, false);
     // Half of the scores are masked.

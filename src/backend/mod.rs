@@ -42,6 +42,8 @@ pub struct Caps {
     /// A reduction to `outputs` values of `reduced` each, of neighbours in memory or of `columns`, is cut in so many
     /// partial ones first (1: not cut).
     pub split_reduction: fn(outputs: usize, reduced: usize, columns: bool) -> usize,
+    /// The sums of a product of `[batches, m, k]` and `[batches, k, n]` are cut in so many partial ones first.
+    pub split_product: fn([usize; 4]) -> usize,
 }
 
 /// What compiling a recording gave: pipelines, grids, packed parameters. Kept with the cached plan.

@@ -139,6 +139,14 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     fn fuses_epilogue(&self) -> bool {
         false
     }
+    /// Whether results come tile by tile, so that an epilogue meets its operands out of memory's order.
+    fn stores_tiles(&self) -> bool {
+        false
+    }
+    /// Whether its CPU kernel calls threads in wherever it runs, and loses nothing by running on its caller's.
+    fn brings_threads(&self) -> bool {
+        false
+    }
     /// Whether it can meet data that it must refuse (an index out of range), which a GPU can only tell afterwards.
     fn checks_data(&self) -> bool {
         false
@@ -154,6 +162,15 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
         call: &Structured,
         adapter: &crate::backend::gpu::AdapterInfo,
     ) -> Vec<crate::backend::gpu::ShaderCall>;
+    /// The same in every way that gives the same bits, where there are several: `gpu` takes the fastest known.
+    #[cfg(feature = "gpu")]
+    fn ways(
+        &self,
+        _call: &Structured,
+        _adapter: &crate::backend::gpu::AdapterInfo,
+    ) -> Option<crate::backend::gpu::tune::Ways> {
+        None
+    }
     /// Computes the whole output, row-major, into `out`. `inputs` are whole buffers, to be read through
     /// `call.inputs`' layouts. An `Err` is a fault of the data (an index out of range), in words that follow
     /// the op's name.

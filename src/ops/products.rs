@@ -9,8 +9,9 @@ use super::record::{Arg, Caller, Class, common_device, common_dtype, first_error
 use crate::autograd::Saved;
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::device::check_dtype;
+use crate::graph::dtype::DType;
 use crate::graph::kernel::OpRef;
-use crate::graph::layout::{Dims, broadcast};
+use crate::graph::layout::{Dims, Layout, broadcast};
 use crate::graph::node::{Node, NodeOp};
 use crate::tensor::Tensor;
 
@@ -172,7 +173,27 @@ fn record(a: &Tensor, b: &Tensor, caller: Caller) -> Result<Tensor> {
     check_dtype(a.device(), a.dtype(), "matmul", caller)?;
     let mut shape = Dims::from_slice(&a.shape()[..a.dim() - 1]);
     shape.push(b.size(-1));
-    let inputs = smallvec![a.operand(a.layout().clone()), b.operand(b.layout().clone())];
+    let (m, n, k) = (a.size(-2), b.size(-1), a.size(-1));
+    let batches = shape[..shape.len() - 2].iter().product();
+    let splits = a.dtype() == DType::F32 && a.numel() > 0 && b.numel() > 0;
+    let parts = if splits { (a.device().backend().caps().split_product)([batches, m, n, k]) } else { 1 };
+    let (mut x, mut y) = (a.layout().clone(), b.layout().clone());
+    if parts > 1 {
+        // Each part of the sums is a product of a batch, and then they are added up.
+        let split = |layout: &mut Layout, dim: usize| {
+            let at = layout.rank() - 2;
+            let stride = layout.strides[dim];
+            layout.shape[dim] = k / parts;
+            layout.shape.insert(at, parts);
+            layout.strides.insert(at, k / parts * stride);
+        };
+        let (columns, rows) = (x.rank() - 1, y.rank() - 2);
+        split(&mut x, columns);
+        split(&mut y, rows);
+        shape.insert(shape.len() - 2, parts);
+    }
+    let inputs = smallvec![a.operand(x), b.operand(y)];
     let op = NodeOp::Structured(OpRef(std::sync::Arc::new(Matmul)));
-    Ok(Tensor::from_node(Node::record(a.device(), a.dtype(), &shape, op, inputs, caller)))
+    let out = Tensor::from_node(Node::record(a.device(), a.dtype(), &shape, op, inputs, caller));
+    Ok(if parts > 1 { on_line_of(caller, || out.sum_dim(-3, false)) } else { out })
 }

@@ -1,16 +1,24 @@
-//! Matrix products on host memory: the `gemm` crates' kernels for floats, a blocked loop for integers.
+//! Matrix products on host memory: the `gemm` crates' kernels for floats, a blocked loop for integers, `gemv` for
+//! vectors.
 
 use gemm_common::Parallelism;
 
+use super::gemv::matrix_vector;
 use super::number::{Num, Value};
+use super::parallel::{inside, share, workers};
 
 /// Multiply-adds from which threads pay.
 const WORTH_THREADS: usize = 1 << 18;
+/// Multiply-adds that a product gives each thread at least.
+const PIECE: usize = 1 << 19;
+/// Multiply-adds up to which calling a kernel costs more than a plain loop.
+const TINY: usize = 256;
 
 /// An element type that [`matmul`] takes.
 pub trait Product: Num {
+    /// Fills `out` with some rows of a product, on this thread, or (`threads`) with others' help.
     #[doc(hidden)]
-    fn product(m: usize, n: usize, k: usize, a: Matrix<Self>, b: Matrix<Self>, out: &mut [Self]);
+    fn product(size: [usize; 3], a: Matrix<Self>, b: Matrix<Self>, out: &mut [Self], threads: bool);
 }
 
 /// An element type that [`multiply_add`] takes.
@@ -33,8 +41,8 @@ pub trait PanelProduct: Product {
 /// A matrix inside a slice: `[row, column]` lies at `row * strides[0] + column * strides[1]`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
-    values: &'a [T],
-    strides: [usize; 2],
+    pub(super) values: &'a [T],
+    pub(super) strides: [usize; 2],
 }
 
 impl<'a, T: Copy> Matrix<'a, T> {
@@ -48,27 +56,80 @@ impl<'a, T: Copy> Matrix<'a, T> {
         }
         Matrix { values, strides }
     }
+
+    /// Without the rows before this one, which must be there.
+    fn below(self, row: usize) -> Matrix<'a, T> {
+        Matrix { values: &self.values[row * self.strides[0]..], ..self }
+    }
 }
 
-/// `out = a · b` with `a` `m × k`, `b` `k × n`, and `out` `m × n` in rows without gaps. Elements of `a` and `b`
-/// lie at the given strides (of row and column) from the slices' beginnings.
-#[allow(clippy::too_many_arguments)] // as every gemm
+/// `out = a · b` with `a` `m × k`, `b` `k × n` (`size` is `[m, n, k]`), and `out` `m × n` in rows without gaps.
+/// Elements of `a` and `b` lie at the given strides (of row and column) from the slices' beginnings.
 pub fn matmul<T: Product>(
-    m: usize,
-    n: usize,
-    k: usize,
+    size: [usize; 3],
     a: &[T],
     a_strides: [usize; 2],
     b: &[T],
     b_strides: [usize; 2],
     out: &mut [T],
 ) {
-    assert_eq!(Some(out.len()), m.checked_mul(n), "an output of another size");
-    let (a, b) = (Matrix::new(m, k, a, a_strides), Matrix::new(k, n, b, b_strides));
+    matmuls(size, |_| (a, b), a_strides, b_strides, out);
+}
+
+/// As many products, one after another in `out`, as fit there. `operands` says where those of each begin.
+pub fn matmuls<'a, T: Product>(
+    size: [usize; 3],
+    operands: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync + Send,
+    a_strides: [usize; 2],
+    b_strides: [usize; 2],
+    out: &mut [T],
+) {
+    let [m, n, k] = size;
+    if out.is_empty() {
+        return;
+    }
     if k == 0 {
-        out.fill(T::ZERO);
-    } else if !out.is_empty() {
-        T::product(m, n, k, a, b, out);
+        return out.fill(T::ZERO);
+    }
+    let each = m.checked_mul(n).filter(|&each| each > 0 && out.len().is_multiple_of(each));
+    let each = each.expect("an output that holds whole products");
+    let work = each.saturating_mul(k);
+    let one = |i: usize, out: &mut [T], threads: bool| {
+        let (a, b) = operands(i);
+        multiply(size, Matrix::new(m, k, a, a_strides), Matrix::new(k, n, b, b_strides), out, threads);
+    };
+    if out.len() == each || work >= 4 * PIECE {
+        return out.chunks_exact_mut(each).enumerate().for_each(|(i, out)| one(i, out, true));
+    }
+    let batches = (WORTH_THREADS / 2).div_ceil(work);
+    share(out, batches * each, |piece, out| {
+        let numbered = out.chunks_exact_mut(each).enumerate();
+        numbered.for_each(|(i, out)| one(piece * batches + i, out, false));
+    });
+}
+
+fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut [T], threads: bool) {
+    let [m, n, k] = size;
+    if n == 1 {
+        matrix_vector(k, a, b.values, b.strides[0], out);
+    } else if m == 1 {
+        let strides = [b.strides[1], b.strides[0]];
+        matrix_vector(k, Matrix { values: b.values, strides }, a.values, a.strides[1], out);
+    } else if m * n * k <= TINY {
+        for (i, out) in out.iter_mut().enumerate() {
+            let (row, column) = (i / n * a.strides[0], i % n * b.strides[1]);
+            *out = (0..k).fold(T::ZERO, |sum, p| {
+                sum.add(a.values[row + p * a.strides[1]].mul(b.values[column + p * b.strides[0]]))
+            });
+        }
+    } else if threads && !inside() && m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS {
+        // A few rows for each thread, this one among them.
+        let rows = PIECE.div_ceil(n.saturating_mul(k)).max(m.div_ceil(workers())).next_multiple_of(8);
+        share(out, rows * n, |i, out| {
+            T::product([out.len() / n, n, k], a.below(i * rows), b, out, false);
+        });
+    } else {
+        T::product(size, a, b, out, threads);
     }
 }
 
@@ -102,9 +163,18 @@ pub fn multiply_add<T: PanelProduct>(
 macro_rules! float {
     ($($t:ident = $gemm:path;)*) => {$(
         impl Product for $t {
-            fn product(m: usize, n: usize, k: usize, a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t]) {
+            fn product(
+                [m, n, k]: [usize; 3],
+                a: Matrix<$t>,
+                b: Matrix<$t>,
+                out: &mut [$t],
+                threads: bool,
+            ) {
                 let large = m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS;
-                $t::panel(m, n, k, a, b, out, n, false, large);
+                let a = Matrix::new(m, k, a.values, a.strides);
+                let b = Matrix::new(k, n, b.values, b.strides);
+                assert_eq!(Some(out.len()), m.checked_mul(n), "an output of another size");
+                $t::panel(m, n, k, a, b, out, n, false, threads && large);
             }
         }
         impl PanelProduct for $t {
@@ -124,7 +194,7 @@ macro_rules! float {
                 let [a_row, a_column] = a.strides.map(|s| s as isize);
                 let [b_row, b_column] = b.strides.map(|s| s as isize);
                 let (row, keep) = (row as isize, if add { 1.0 } else { 0.0 });
-                // SAFETY: `Matrix::new` and the callers, `matmul` and `multiply_add`, hold all three matrices
+                // SAFETY: `Matrix::new` and the callers, `product` and `multiply_add`, hold all three matrices
                 // inside their slices; `out` is borrowed exclusively, and initialised where it is read.
                 unsafe {
                     $gemm()(
@@ -141,7 +211,7 @@ float! { f32 = gemm_f32::gemm::f32::get_gemm_fn; f64 = gemm_f64::gemm::f64::get_
 macro_rules! int {
     ($($t:ident)*) => {$(
         impl Product for $t {
-            fn product(m: usize, n: usize, k: usize, a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t]) {
+            fn product([m, n, k]: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t], _: bool) {
                 integers(m, n, k, a, b, out);
             }
         }
@@ -194,7 +264,7 @@ mod tests {
                 [([k, 1], [n, 1]), ([1, m], [1, k]), ([2 * k, 2], [0, 1]), ([0, 0], [n, 1])]
             {
                 let mut out = vec![of(99); m * n];
-                matmul(m, n, k, &a, a_strides, &b, b_strides, &mut out);
+                matmul([m, n, k], &a, a_strides, &b, b_strides, &mut out);
                 for (at, &got) in out.iter().enumerate() {
                     let (i, j) = (at / n, at % n);
                     let want = (0..k).fold(T::ZERO, |sum, p| {
@@ -221,6 +291,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "reaches past")]
     fn operands_out_of_bounds_are_refused() {
-        matmul(2, 2, 2, &[1f32; 3], [2, 1], &[1.0; 4], [2, 1], &mut [0.0; 4]);
+        matmul([2, 2, 2], &[1f32; 3], [2, 1], &[1.0; 4], [2, 1], &mut [0.0; 4]);
     }
 }

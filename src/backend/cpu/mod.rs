@@ -7,6 +7,7 @@
 pub mod block;
 mod eval;
 pub mod gemm;
+mod gemv;
 pub mod math;
 mod memory;
 pub mod number;
@@ -50,7 +51,11 @@ const CAPS: Caps = Caps {
     f64: true,
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _, _| 1,
+    split_product: |_| 1,
 };
+
+/// Operations in an op that brings in threads itself from which it is moved to one all the same.
+const WORTH_MOVING: usize = 64 << 20;
 
 struct Cpu {
     caps: Caps,
@@ -85,6 +90,13 @@ enum Task {
 struct Stretch {
     job: usize,
     range: Range<usize>,
+}
+
+impl Prepared {
+    /// Whether an op writes its result itself.
+    fn plain(&self) -> bool {
+        matches!(self.work, Task::Structured { in_place: Some(_), .. })
+    }
 }
 
 fn fault(kind: ErrorKind, message: impl Into<String>) -> Fault {
@@ -356,7 +368,10 @@ impl Backend for Cpu {
                     let refused =
                         |message| Fault { kind: ErrorKind::Backend, message, command: Some(number) };
                     let prepared = prepare(kernel).map_err(refused)?;
-                    ready.parallel |= prepared.price >= 2 * WORTH_A_THREAD;
+                    let shares = matches!(&kernel.body, Body::Structured(call) if call.op.0.brings_threads());
+                    // Moving to a thread for one short product would cost as much as it does.
+                    let moves = if shares && prepared.plain() { WORTH_MOVING } else { 2 * WORTH_A_THREAD };
+                    ready.parallel |= prepared.price >= moves;
                     Some(prepared)
                 }
             });

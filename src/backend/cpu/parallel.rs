@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use parking_lot::Mutex;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -22,6 +23,15 @@ fn pool() -> Option<&'static ThreadPool> {
         builder.start_handler(|_| INSIDE.set(true)).build().ok().filter(|pool| pool.current_num_threads() > 1)
     };
     POOL.get_or_init(build).as_ref()
+}
+
+/// Whether this is one of the backend's threads.
+pub(super) fn inside() -> bool {
+    INSIDE.get()
+}
+
+pub(super) fn workers() -> usize {
+    pool().map_or(1, ThreadPool::current_num_threads)
 }
 
 /// Does `work` on one of the backend's threads, where [`tasks`] and any use of rayon are shared among them.
@@ -47,4 +57,34 @@ pub(super) fn tasks(count: usize, task: impl Fn(usize) + Sync + Send) {
     } else {
         (0..count).for_each(task);
     }
+}
+
+/// Hands pieces of a slice, each of `size` elements but the last, to threads. Outside of [`enter`] the caller works
+/// along, so that little work does not wait for a thread to wake.
+pub(super) fn share<T: Send>(all: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync + Send) {
+    let size = size.max(1);
+    if all.len() <= size {
+        if !all.is_empty() {
+            work(0, all);
+        }
+        return;
+    }
+    if INSIDE.get() {
+        return all.par_chunks_mut(size).enumerate().with_max_len(1).for_each(|(i, part)| work(i, part));
+    }
+    let Some(pool) = pool() else {
+        return all.chunks_mut(size).enumerate().for_each(|(i, part)| work(i, part));
+    };
+    let others = (all.len().div_ceil(size) - 1).min(pool.current_num_threads() - 1);
+    let left = Mutex::new(all.chunks_mut(size).enumerate());
+    let next = || left.lock().next();
+    let run = || {
+        while let Some((i, part)) = next() {
+            work(i, part);
+        }
+    };
+    pool.in_place_scope(|scope| {
+        (0..others).for_each(|_| scope.spawn(|_| run()));
+        run();
+    });
 }

@@ -10,6 +10,7 @@ use crate::backend::{Caps, Fault};
 use crate::error::ErrorKind;
 
 use super::pool::Pool;
+use super::tune::Tuner;
 use super::{AdapterClass, AdapterInfo, Gpu, codegen, disk};
 
 static ADAPTERS: LazyLock<Vec<wgpu::Adapter>> = LazyLock::new(|| {
@@ -121,7 +122,8 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
     let (class, id) = (class(&info), disk::id(&info));
     let pairs = class == AdapterClass::Software && features.contains(wgpu::Features::SHADER_INT64);
-    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size, pairs };
+    let tuner = Arc::new(Tuner::new(&id));
+    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size, pairs, tuner };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.
@@ -129,6 +131,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize,
         f64: false,
         split_reduction: codegen::split_for(info.class),
+        split_product: crate::ops::matmul::split_for(info.class),
     };
     let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);
     Ok(Gpu::new(info, caps, device, queue, faults, pool))

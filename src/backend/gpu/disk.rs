@@ -51,6 +51,11 @@ pub fn store(name: &str, data: &[u8]) {
     }
 }
 
+#[cfg(test)]
+pub fn remove(name: &str) {
+    folder().map(|folder| fs::remove_file(folder.join(name)));
+}
+
 /// Names an adapter, its driver and this version: what is kept of one is of no use to another.
 pub fn id(adapter: &wgpu::AdapterInfo) -> String {
     let a = adapter;

@@ -10,6 +10,7 @@ mod run;
 mod template;
 #[cfg(test)]
 mod tests;
+pub mod tune;
 
 use std::future::Future;
 use std::ops::Range;
@@ -54,6 +55,8 @@ pub struct AdapterInfo {
     pub subgroup_size: Option<u32>,
     /// Whether generated kernels move memory in words of 64 bits.
     pub pairs: bool,
+    /// Which of several equal kernels are fastest.
+    pub tuner: Arc<tune::Tuner>,
 }
 
 /// One dispatch of a hand-written shader from `shaders/`.
@@ -148,24 +151,26 @@ impl Backend for Gpu {
 
     fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
         self.faults.take()?;
-        Ok(Arc::new(self.pipelines.compile(&self.device, &self.info, recording)?))
+        Ok(Arc::new(tune::Repeated::new(self.pipelines.compile(&self.device, &self.info, recording)?)))
     }
 
     fn run(
         &self,
-        _recording: &Recording,
+        recording: &Recording,
         compiled: &Compiled,
         buffers: &[Buffer],
         scalars: &[Scalar],
     ) -> Result<(), Fault> {
         self.faults.take()?;
-        let plan = compiled.downcast_ref::<pipeline::Plan>().ok_or_else(|| Fault {
+        let repeated = compiled.downcast_ref::<tune::Repeated>().ok_or_else(|| Fault {
             kind: crate::error::ErrorKind::Device,
             message: "a recording compiled for another device".into(),
             command: None,
         })?;
-        self.run_plan(plan, buffers, scalars)?;
-        self.faults.take()
+        self.run_plan(&repeated.plan(), buffers, scalars)?;
+        self.faults.take()?;
+        self.tune(recording, repeated, buffers);
+        Ok(())
     }
 
     fn synchronize(&self) -> Result<(), Fault> {

@@ -10,8 +10,8 @@ use crate::ops::cat::{cat, stack};
 use crate::ops::conv::{Conv, Padding};
 use crate::ops::elementwise::TABLE;
 use crate::ops::loss::CrossEntropy;
-use crate::ops::pool::Pool;
 use crate::ops::norm::BatchNorm;
+use crate::ops::pool::Pool;
 use crate::ops::record::Arg;
 use crate::tensor::{Tensor, options};
 

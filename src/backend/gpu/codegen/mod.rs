@@ -1,5 +1,6 @@
 //! WGSL for kernels.
 
+mod apart;
 mod emit;
 mod map;
 mod reduce;
@@ -74,8 +75,16 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault>
         Body::Reduce(r) => vec![reduce::reduce(kernel, r, info.class, library()?)?],
         Body::Structured(s) if largest == 0 && s.post.numel() == 0 => vec![],
         Body::Structured(s) => {
+            let slow = info.class == AdapterClass::Software && s.op.0.stores_tiles();
+            let cut = if slow { apart::apart(s) } else { None };
+            let op = cut.as_ref().map_or(s, |(op, _)| op);
             let calls = s.op.0.gpu(s, info);
-            calls.iter().map(|call| structured(kernel, s, call, info)).collect::<Result<_, Fault>>()?
+            let calls = calls.iter().map(|call| structured(kernel, op, call, info));
+            let mut calls = calls.collect::<Result<Vec<_>, Fault>>()?;
+            if let Some((_, after)) = &cut {
+                calls.push(map::map(kernel, std::slice::from_ref(after), info, library()?));
+            }
+            calls
         }
     };
     if let Some(last) = calls.last_mut() {

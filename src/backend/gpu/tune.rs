@@ -1,0 +1,248 @@
+//! Choosing by the clock among kernels that give the same bits: on this adapter, once, and kept on disk.
+//!
+//! A plan that has run [`PATIENCE`] times is likely to run many times more. From then on each of its runs is followed
+//! by the timing of one kernel that has several ways and was not timed yet, on buffers of its own, until the
+//! process has spent [`BUDGET`] on this. As all ways sum in one order, no result depends on what is chosen, nor
+//! on when. `WGRAD_AUTOTUNE=0` turns it off.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::backend::{Backend, Buffer, Fault, report};
+use crate::graph::dtype::Scalar;
+use crate::graph::kernel::{Body, Command, Kernel, Recording};
+
+use super::device::wait;
+use super::pipeline::Plan;
+use super::{Gpu, ShaderCall, disk};
+
+/// Runs of a plan before the first of its kernels is timed.
+const PATIENCE: u32 = 24;
+/// What a process may spend on timing, most of it compiling.
+const BUDGET: Duration = Duration::from_millis(1500);
+/// Bytes of a kernel's buffers beyond which it is not timed.
+const LARGE: usize = 256 << 20;
+/// How often each way is timed; the fastest counts.
+const REPEATS: usize = 6;
+
+/// The ways to compute a call, equal in every bit; the first is taken unless another was found faster.
+pub struct Ways {
+    /// What calls must have in common for the same way to be fastest. One line.
+    pub key: String,
+    /// Names, which are kept on disk, and what they stand for.
+    pub ways: Vec<(String, Vec<ShaderCall>)>,
+}
+
+/// What was found fastest.
+#[derive(Debug)]
+pub struct Tuner {
+    /// The file that choices are kept in; `None` where tuning is off.
+    file: Option<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default, Debug)]
+struct State {
+    choices: HashMap<String, String>,
+    spent: Duration,
+}
+
+impl Tuner {
+    /// For an adapter with this [`disk::id`].
+    pub fn new(id: &str) -> Tuner {
+        if std::env::var("WGRAD_AUTOTUNE").is_ok_and(|v| v == "0") {
+            return Tuner::off();
+        }
+        let file = format!("tuned-{id}");
+        let choices = parse(&disk::load(&file).unwrap_or_default());
+        Tuner { file: Some(file), state: Mutex::new(State { choices, spent: Duration::ZERO }) }
+    }
+
+    pub fn off() -> Tuner {
+        Tuner { file: None, state: Mutex::default() }
+    }
+
+    /// The calls to make. Choices that are not among the ways (any more) count for nothing.
+    pub fn pick(&self, mut ways: Ways) -> Vec<ShaderCall> {
+        let state = self.state.lock();
+        let chosen = state.choices.get(&ways.key);
+        let at = chosen.and_then(|name| ways.ways.iter().position(|(way, _)| way == name));
+        if ways.ways.is_empty() { vec![] } else { ways.ways.swap_remove(at.unwrap_or(0)).1 }
+    }
+
+    fn choose(&self, key: &str, name: &str) {
+        self.state.lock().choices.insert(key.into(), name.into());
+    }
+
+    fn knows(&self, key: &str) -> bool {
+        self.state.lock().choices.contains_key(key)
+    }
+
+    /// Whether there is time left for this.
+    fn has_time(&self) -> bool {
+        self.file.is_some() && self.state.lock().spent < BUDGET
+    }
+
+    fn keep(&self) {
+        let Some(file) = &self.file else { return };
+        let mut lines: Vec<String> =
+            self.state.lock().choices.iter().map(|(key, name)| format!("{key}\t{name}\n")).collect();
+        lines.sort_unstable();
+        disk::store(file, lines.concat().as_bytes());
+    }
+}
+
+/// Reads `key<tab>name` lines, and passes over anything else.
+fn parse(text: &[u8]) -> HashMap<String, String> {
+    let lines = String::from_utf8_lossy(text);
+    lines.lines().filter_map(|l| l.split_once('\t')).map(|(k, n)| (k.into(), n.into())).collect()
+}
+
+/// A compiled recording, and how often it ran.
+pub struct Repeated {
+    plan: Mutex<Arc<Plan>>,
+    runs: AtomicU32,
+    /// Commands that were looked at.
+    seen: AtomicU32,
+}
+
+impl Repeated {
+    pub fn new(plan: Plan) -> Repeated {
+        Repeated { plan: Mutex::new(Arc::new(plan)), runs: AtomicU32::new(0), seen: AtomicU32::new(0) }
+    }
+
+    pub fn plan(&self) -> Arc<Plan> {
+        self.plan.lock().clone()
+    }
+}
+
+impl Gpu {
+    /// Called after each run of a plan. What goes wrong here concerns nobody: the plan stays as it is.
+    pub(super) fn tune(&self, recording: &Recording, repeated: &Repeated, buffers: &[Buffer]) {
+        let count = recording.commands.len();
+        let done = repeated.seen.load(Ordering::Relaxed) as usize >= count;
+        if repeated.runs.fetch_add(1, Ordering::Relaxed) < PATIENCE || done || !self.info.tuner.has_time() {
+            return;
+        }
+        let begun = Instant::now();
+        while let at = repeated.seen.fetch_add(1, Ordering::Relaxed) as usize
+            && at < count
+        {
+            let Command::Dispatch { kernel, buffers: slots, .. } = &recording.commands[at] else { continue };
+            let Body::Structured(call) = &kernel.body else { continue };
+            let Some(ways) = call.op.0.ways(call, &self.info).filter(|w| w.ways.len() > 1) else { continue };
+            let sizes: Option<Vec<usize>> =
+                slots.iter().map(|&s| buffers.get(s as usize).map(|b| b.bytes)).collect();
+            let Some(sizes) = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE) else { continue };
+            if !self.info.tuner.knows(&ways.key) {
+                let timed = self.time(kernel, &ways, &sizes);
+                self.info.tuner.state.lock().spent += begun.elapsed();
+                if timed.is_err() {
+                    self.info.tuner.choose(&ways.key, &ways.ways[0].0);
+                }
+                self.info.tuner.keep();
+            }
+            // What is known by now may be another plan's finding.
+            if let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording) {
+                *repeated.plan.lock() = Arc::new(plan);
+            }
+            return;
+        }
+    }
+
+    /// Times each way of a kernel, and chooses the fastest.
+    fn time(&self, kernel: &Arc<Kernel>, ways: &Ways, sizes: &[usize]) -> Result<(), Fault> {
+        let buffers = sizes.iter().map(|&bytes| self.alloc(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let slots = (0..buffers.len() as u32).collect();
+        let command = Command::Dispatch { kernel: kernel.clone(), buffers: slots, scalars: 0 };
+        let recording = Recording { commands: vec![command] };
+        let scalars = vec![Scalar::Float(0.0); kernel.scalars.len()];
+        wait(&self.device, None)?;
+        let run = |plan: &Plan| {
+            let start = Instant::now();
+            self.run_plan(plan, &buffers, &scalars)?;
+            wait(&self.device, None)?;
+            Ok(start.elapsed())
+        };
+        let begun = Instant::now();
+        let mut plans = vec![];
+        for (name, _) in &ways.ways {
+            if begun.elapsed() > BUDGET / 2 {
+                break;
+            }
+            self.info.tuner.choose(&ways.key, name);
+            let plan = self.pipelines.compile(&self.device, &self.info, &recording)?;
+            // The first time may include the driver's compiling.
+            run(&plan)?;
+            plans.push((Duration::MAX, name, plan));
+        }
+        // Turn by turn, so that what else goes on in the machine slows all ways alike.
+        for _ in 0..REPEATS {
+            for (least, _, plan) in &mut plans {
+                *least = run(plan)?.min(*least);
+            }
+        }
+        let first = plans.first().map_or(Duration::MAX, |(time, ..)| *time);
+        let best = (plans.iter().min_by_key(|(time, ..)| *time))
+            // By less than this it is not faster, but lucky.
+            .filter(|(time, ..)| *time < first - first / 10)
+            .or(plans.first())
+            .map(|(time, name, _)| (*time, *name));
+        if let Some((time, name)) = best {
+            self.info.tuner.choose(&ways.key, name);
+            if report::level() >= 1 {
+                eprintln!("wgrad {}: {} by {name}, {time:?}", self.info.name, ways.key);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(entry: &'static str) -> Vec<ShaderCall> {
+        vec![ShaderCall { shader: "x", entry, defines: vec![], params: vec![], workgroups: [1; 3] }]
+    }
+
+    fn ways() -> Ways {
+        Ways { key: "k".into(), ways: vec![("a".into(), call("a")), ("b".into(), call("b"))] }
+    }
+
+    #[test]
+    fn the_first_way_unless_another_is_known() {
+        let tuner = Tuner::off();
+        assert_eq!(tuner.pick(ways())[0].entry, "a");
+        tuner.choose("k", "b");
+        assert_eq!(tuner.pick(ways())[0].entry, "b");
+        tuner.choose("k", "gone");
+        assert_eq!(tuner.pick(ways())[0].entry, "a");
+        assert!(!tuner.has_time(), "off is off");
+        assert!(tuner.pick(Ways { key: "k".into(), ways: vec![] }).is_empty());
+    }
+
+    #[test]
+    fn a_file_of_anything_is_read() {
+        assert!(parse(b"\xff\xfe nothing\n\n").is_empty());
+        let known = parse(b"junk\nk\tb\nx\ty\tz\n");
+        assert_eq!(known.get("k").map(String::as_str), Some("b"));
+    }
+
+    #[test]
+    fn choices_outlive_the_process() {
+        let id = format!("test-{}", std::process::id());
+        let tuner = Tuner::new(&id);
+        tuner.choose("k", "b");
+        tuner.keep();
+        let Some(file) = tuner.file.clone().filter(|f| disk::load(f).is_some()) else { return };
+        assert_eq!(Tuner::new(&id).pick(ways())[0].entry, "b");
+        disk::store(&file, b"\xff junk");
+        assert_eq!(Tuner::new(&id).pick(ways())[0].entry, "a");
+        disk::remove(&file);
+    }
+}

@@ -1,0 +1,162 @@
+//! Matrix products.
+
+use crate::backend::cpu::gemm;
+use crate::backend::cpu::number::Num;
+#[cfg(feature = "gpu")]
+use crate::backend::gpu::{AdapterInfo, ShaderCall, tune::Ways};
+use crate::graph::dtype::DType;
+use crate::graph::kernel::{Structured, StructuredOp};
+use crate::graph::layout::{Dims, Layout, collapse};
+
+#[cfg(feature = "gpu")]
+pub(in crate::ops) mod variants;
+#[cfg(feature = "gpu")]
+pub(crate) use variants::split_for;
+
+/// `[batch…, m, k] · [batch…, k, n] -> [batch…, m, n]`. The batch dimensions of both inputs are equal (broadcast
+/// ones have stride 0); any strides will do.
+#[derive(Debug)]
+pub(crate) struct Matmul;
+
+impl StructuredOp for Matmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn key(&self) -> Vec<u64> {
+        vec![]
+    }
+
+    fn fuses_epilogue(&self) -> bool {
+        true
+    }
+
+    fn brings_threads(&self) -> bool {
+        true
+    }
+
+    fn stores_tiles(&self) -> bool {
+        true
+    }
+
+    fn flops(&self, call: &Structured) -> u64 {
+        Problem::new(call).flops()
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+        match self.ways(call, adapter) {
+            Some(ways) => adapter.tuner.pick(ways),
+            None => variants::calls(call, adapter),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn ways(&self, call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
+        variants::ways(call, adapter)
+    }
+
+    fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
+        let problem = Problem::new(call);
+        match call.out_dtype {
+            DType::F32 => problem.run::<f32>(inputs, out),
+            DType::F64 => problem.run::<f64>(inputs, out),
+            DType::I32 => problem.run::<i32>(inputs, out),
+            DType::U32 => problem.run::<u32>(inputs, out),
+            DType::Bool => return Err("is not defined for bool".into()),
+        }
+        Ok(())
+    }
+}
+
+/// A product as the kernels see it.
+#[derive(Clone, Debug)]
+pub(in crate::ops) struct Problem {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// The operands: `[m, k]` and `[k, n]`.
+    a: Operand,
+    b: Operand,
+    /// Whether `b` is the first input, as this is the transposed product.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
+    exchanged: bool,
+    batch: Dims,
+}
+
+#[derive(Clone, Debug)]
+struct Operand {
+    offset: usize,
+    rows: usize,
+    columns: usize,
+    batch: Dims,
+}
+
+impl Operand {
+    fn new(layout: &Layout) -> Operand {
+        let batch = layout.rank() - 2;
+        // The stride of a dimension of size 1 is never used; 0 is aligned to everything.
+        let stride = |d: usize| if layout.shape[d] == 1 { 0 } else { layout.strides[d] };
+        Operand {
+            offset: layout.offset,
+            rows: stride(batch),
+            columns: stride(batch + 1),
+            batch: Dims::from_slice(&layout.strides[..batch]),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn transposed(self) -> Operand {
+        Operand { rows: self.columns, columns: self.rows, ..self }
+    }
+
+    #[cfg(feature = "gpu")]
+    /// Whether four elements at a time may be read along a dimension of this size and stride, whatever the
+    /// place along the `other` dimension.
+    fn aligned(&self, size: usize, stride: usize, other: usize) -> bool {
+        let four = |n: &usize| n.is_multiple_of(4);
+        stride == 1 && four(&size) && four(&other) && four(&self.offset) && self.batch.iter().all(four)
+    }
+}
+
+impl Problem {
+    pub(in crate::ops) fn new(call: &Structured) -> Problem {
+        let [(_, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
+        let rank = a.rank();
+        let mut problem = Problem {
+            m: a.shape[rank - 2],
+            n: b.shape[rank - 1],
+            k: a.shape[rank - 1],
+            a: Operand::new(a),
+            b: Operand::new(b),
+            exchanged: false,
+            batch: Dims::new(),
+        };
+        problem.batch = collapse(&a.shape[..rank - 2], &mut [&mut problem.a.batch, &mut problem.b.batch]);
+        problem
+    }
+
+    fn batches(&self) -> usize {
+        self.batch.iter().product()
+    }
+
+    fn flops(&self) -> u64 {
+        [self.m, self.n, self.k, self.batches()].iter().fold(2, |f: u64, &n| f.saturating_mul(n as u64))
+    }
+
+    fn run<T: gemm::Product + bytemuck::Pod + Num>(&self, inputs: &[&[u8]], out: &mut [u8]) {
+        let (a, b) = (bytemuck::cast_slice::<u8, T>(inputs[0]), bytemuck::cast_slice::<u8, T>(inputs[1]));
+        let out = bytemuck::cast_slice_mut::<u8, T>(out);
+        let operands = |i: usize| {
+            let (mut rest, mut from_a, mut from_b) = (i, self.a.offset, self.b.offset);
+            for d in (0..self.batch.len()).rev() {
+                from_a += rest % self.batch[d] * self.a.batch[d];
+                from_b += rest % self.batch[d] * self.b.batch[d];
+                rest /= self.batch[d];
+            }
+            (a.get(from_a..).unwrap_or(&[]), b.get(from_b..).unwrap_or(&[]))
+        };
+        let (a_strides, b_strides) = ([self.a.rows, self.a.columns], [self.b.rows, self.b.columns]);
+        gemm::matmuls([self.m, self.n, self.k], operands, a_strides, b_strides, out);
+    }
+}

@@ -1,0 +1,341 @@
+//! The ways in which a GPU computes a product, and which is taken when.
+
+use crate::backend::gpu::tune::Ways;
+use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul as shader};
+use crate::graph::dtype::DType;
+use crate::graph::kernel::Structured;
+use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid, wgsl_type};
+
+use super::Problem;
+
+impl Problem {
+    /// The transposed product: `bᵀ · aᵀ`.
+    fn exchange(self) -> Problem {
+        Problem {
+            m: self.n,
+            n: self.m,
+            a: self.b.transposed(),
+            b: self.a.transposed(),
+            exchanged: !self.exchanged,
+            ..self
+        }
+    }
+
+    /// The same with its narrower side along `n`, if that is 1.
+    fn into_column(self) -> Problem {
+        if self.n != 1 && self.m == 1 { self.exchange() } else { self }
+    }
+
+    fn is_vector(&self) -> bool {
+        self.m == 1 || self.n == 1
+    }
+
+    /// How many vector elements the product of a matrix and a vector has.
+    fn outputs(&self) -> usize {
+        self.m * self.n * self.batches()
+    }
+
+    /// Whether the matrix may be read four rows at a time, down its columns.
+    fn has_columns(&self) -> bool {
+        self.a.aligned(self.m, self.a.rows, self.a.columns)
+            && !self.a.aligned(self.k, self.a.columns, self.a.rows)
+    }
+
+    /// The way round that wastes less on the padding of tiles.
+    fn turned_for(self, rows: usize, columns: usize) -> Problem {
+        if self.padded(columns, rows) < self.padded(rows, columns) { self.exchange() } else { self }
+    }
+
+    /// The rows of a software adapter's tiles that take least time, by what was measured of a tile's parts: four steps
+    /// of k cost 30 ns for each load of a vector of `vec4`s, 5 ns for each row of multiplications, and a row's
+    /// end 115 ns. Each tile is one thread's.
+    fn best_rows(&self) -> usize {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let cost = |rows: usize| {
+            let p = self.clone().turned_for(rows, 32);
+            let tile = p.k.div_ceil(4) * (30 * (rows / 8 + 4) + 5 * rows) + 115 * rows.min(p.m);
+            p.tiles(rows, 32).div_ceil(threads) * tile
+        };
+        [32, 16, 8].into_iter().min_by_key(|&rows| cost(rows)).unwrap_or(16)
+    }
+
+    /// Work done in tiles of a size, padding included.
+    fn padded(&self, tile_m: usize, tile_n: usize) -> usize {
+        self.m.next_multiple_of(tile_m) * self.n.next_multiple_of(tile_n)
+    }
+
+    fn tiles(&self, tile_m: usize, tile_n: usize) -> usize {
+        self.m.div_ceil(tile_m) * self.n.div_ceil(tile_n) * self.batches()
+    }
+}
+
+/// A way to compute a product.
+pub(in crate::ops) struct Variant {
+    pub kernel: Kernel,
+    pub fits: fn(&Problem, DType, &AdapterInfo) -> bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(in crate::ops) enum Kernel {
+    /// An invocation per element, in any type.
+    Any,
+    /// A workgroup of this size per element, in any type.
+    Dot(usize),
+    /// An invocation per element of a vector, or per four.
+    Axpy,
+    /// A workgroup per 32 elements of a vector, where the matrix is contiguous along these.
+    Slices,
+    /// Registers only: 8 invocations share `rows` rows of 32 columns.
+    Lanes { rows: usize, subgroup: bool },
+    /// Workgroup memory: tiles of `4 * pieces * down` rows and `4 * pieces * across` columns, an invocation for each
+    /// `4 * pieces` squared, `depth` steps of k at a time.
+    Tiles { down: usize, across: usize, pieces: usize, depth: usize },
+}
+
+/// The first that fits is taken.
+pub(in crate::ops) const VARIANTS: &[Variant] = &{
+    use Kernel::{Any, Axpy, Dot, Lanes, Slices};
+    const fn row(kernel: Kernel, fits: fn(&Problem, DType, &AdapterInfo) -> bool) -> Variant {
+        Variant { kernel, fits }
+    }
+    const fn tiles(
+        [down, across, pieces, depth]: [usize; 4],
+        fits: fn(&Problem, DType, &AdapterInfo) -> bool,
+    ) -> Variant {
+        Variant { kernel: Kernel::Tiles { down, across, pieces, depth }, fits }
+    }
+    fn software(adapter: &AdapterInfo) -> bool {
+        adapter.class == AdapterClass::Software
+    }
+    fn vector(p: &Problem, dtype: DType) -> bool {
+        dtype == DType::F32 && p.is_vector()
+    }
+    fn lanes(p: &Problem, dtype: DType, adapter: &AdapterInfo, rows: usize) -> bool {
+        let subgroups = adapter.subgroup_size == Some(8);
+        dtype == DType::F32 && software(adapter) && subgroups && p.best_rows() == rows
+    }
+    /// Tiles that keep an adapter busy.
+    fn many(adapter: &AdapterInfo) -> usize {
+        if adapter.class == AdapterClass::Integrated { 32 } else { 192 }
+    }
+    [
+        row(Any, |_, dtype, _| dtype != DType::F32),
+        // A software adapter has few threads to fill, and a barrier is dear there.
+        row(Dot(64), |p, dtype, adapter| vector(p, dtype) && software(adapter) && p.outputs() < 32),
+        row(Axpy, |p, dtype, adapter| vector(p, dtype) && software(adapter)),
+        // On GPUs neighbours must read neighbouring elements.
+        row(Slices, |p, dtype, _| vector(p, dtype) && p.clone().into_column().has_columns()),
+        row(Dot(64), |p, dtype, _| vector(p, dtype)),
+        // Larger tiles need fewer loads for the same work.
+        row(Lanes { rows: 32, subgroup: true }, |p, dtype, adapter| lanes(p, dtype, adapter, 32)),
+        row(Lanes { rows: 16, subgroup: true }, |p, dtype, adapter| lanes(p, dtype, adapter, 16)),
+        row(Lanes { rows: 8, subgroup: true }, |p, dtype, adapter| lanes(p, dtype, adapter, 8)),
+        row(Lanes { rows: 8, subgroup: false }, |_, dtype, adapter| dtype == DType::F32 && software(adapter)),
+        tiles([16, 16, 2, 16], |p, _, adapter| !software(adapter) && p.tiles(128, 128) >= many(adapter)),
+        tiles([16, 8, 2, 8], |p, _, adapter| !software(adapter) && p.tiles(128, 64) >= many(adapter)),
+        tiles([8, 8, 2, 16], |p, _, adapter| !software(adapter) && p.tiles(64, 64) >= many(adapter) / 2),
+        tiles([8, 8, 1, 16], |_, _, adapter| !software(adapter)),
+        // What is left are depths past the turns of a software driver's loops.
+        row(Dot(64), |_, _, _| true),
+        row(Dot(256), |_, _, _| true),
+    ]
+};
+
+/// The variant for a call.
+fn chosen(problem: &Problem, call: &Structured, adapter: &AdapterInfo) -> Option<&'static Variant> {
+    let software = adapter.class == AdapterClass::Software;
+    let within = |v: &&Variant| !software || v.turns(problem) <= MAX_TURNS;
+    VARIANTS.iter().filter(within).find(|v| (v.fits)(problem, call.out_dtype, adapter))
+}
+
+pub(super) fn calls(call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
+    let problem = Problem::new(call);
+    chosen(&problem, call, adapter).map_or_else(Vec::new, |v| v.calls(problem, call.out_dtype))
+}
+
+/// Operations from which it is worth knowing the fastest tiles.
+const WORTH_TIMING: u64 = 1 << 22;
+
+/// The variants beside the one chosen that sum as it does: k by k, in the order of k.
+pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
+    let problem = Problem::new(call);
+    let first = chosen(&problem, call, adapter)?;
+    if first.kernel.tile().is_none() || problem.flops() < WORTH_TIMING {
+        return None;
+    }
+    let like = |v: &&Variant| match (v.kernel, first.kernel) {
+        (Kernel::Lanes { subgroup, .. }, Kernel::Lanes { subgroup: with, .. }) => subgroup == with,
+        (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
+        _ => false,
+    };
+    let others = VARIANTS.iter().filter(like).filter(|v| v.kernel != first.kernel);
+    let ways = std::iter::once(first).chain(others);
+    let ways = ways.map(|v| (format!("{:?}", v.kernel), v.calls(problem.clone(), call.out_dtype)));
+    // Sizes count with two binary digits; beyond that it makes no difference.
+    let size = |n: usize| n.next_multiple_of((n.next_power_of_two() / 4).max(1));
+    let order = |o: &super::Operand| (o.rows == 1, o.columns == 1);
+    let [m, n, k, batches] = [problem.m, problem.n, problem.k, problem.batches()].map(size);
+    let operands = (call.post.loads.len() + call.post.stores.len()).min(4);
+    let key =
+        format!("matmul {batches}x{m}x{n}x{k} {:?} {:?} +{operands}", order(&problem.a), order(&problem.b));
+    Some(Ways { key, ways: ways.collect() })
+}
+
+/// How the sums of a product `[batches, m, n, k]` are cut where its output is too small to keep an adapter busy. The
+/// parts are equal. How many there are depends on sizes and class alone, and on a software adapter on the number of
+/// the machine's threads, so that the last bits may differ from machine to machine there.
+pub(crate) fn split_for(class: AdapterClass) -> fn([usize; 4]) -> usize {
+    /// Parts, so that `units` pieces of work become `wanted`, of at least `least` steps each.
+    fn parts(units: usize, wanted: usize, k: usize, least: usize) -> usize {
+        let most = (wanted / units.max(1)).min(k / least);
+        let fits = |parts: &usize| {
+            k.is_multiple_of(*parts) && (!k.is_multiple_of(4) || (k / parts).is_multiple_of(4))
+        };
+        (0..=10).rev().map(|power| 1 << power).find(|parts| *parts <= most && fits(parts)).unwrap_or(1)
+    }
+    fn units([batches, m, n, _]: [usize; 4], tile: usize) -> usize {
+        let vector = m == 1 || n == 1;
+        batches * if vector { m * n } else { m.div_ceil(tile) * n.div_ceil(tile) }
+    }
+    match class {
+        AdapterClass::Discrete => |p| parts(units(p, 64), 128, p[3], 256),
+        AdapterClass::Integrated => |p| parts(units(p, 32), 32, p[3], 256),
+        AdapterClass::Software => |p| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            parts(units(p, 32), threads, p[3], 2048)
+        },
+    }
+}
+
+impl Kernel {
+    /// Rows and columns of the output that a workgroup computes.
+    pub(in crate::ops) fn tile(self) -> Option<[usize; 2]> {
+        match self {
+            Kernel::Lanes { rows, .. } => Some([rows, 32]),
+            Kernel::Tiles { down, across, pieces, .. } => Some([4 * pieces * down, 4 * pieces * across]),
+            _ => None,
+        }
+    }
+}
+
+impl Variant {
+    /// How often an invocation's loop turns.
+    fn turns(&self, p: &Problem) -> usize {
+        match self.kernel {
+            Kernel::Any => p.k,
+            Kernel::Axpy | Kernel::Lanes { .. } | Kernel::Tiles { .. } => p.k.div_ceil(4),
+            Kernel::Slices => p.k.div_ceil(32),
+            Kernel::Dot(width) => p.k.div_ceil(4 * width),
+        }
+    }
+
+    /// The dispatches of this variant.
+    pub fn calls(&self, problem: Problem, dtype: DType) -> Vec<ShaderCall> {
+        if problem.outputs() == 0 {
+            return vec![];
+        }
+        let p = match (self.kernel, self.kernel.tile()) {
+            (Kernel::Dot(_) | Kernel::Axpy | Kernel::Slices, _) => problem.into_column(),
+            (_, Some([rows, columns])) => problem.turned_for(rows, columns),
+            _ => problem,
+        };
+        let any = self.kernel == Kernel::Any;
+        let dot = matches!(self.kernel, Kernel::Dot(_));
+        let column = dot || matches!(self.kernel, Kernel::Axpy | Kernel::Slices);
+        // Along k where that is possible. Dot products can use no other.
+        let a_along_k = p.a.aligned(p.k, p.a.columns, p.a.rows);
+        let a_by_row = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
+        let a_vec = !any && (a_along_k || a_by_row);
+        let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
+        let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
+        let b_vec = !any && self.kernel != Kernel::Slices && (along_k || along_n);
+        // (m, n) of the output as this product has them.
+        let (out_m, out_n) = if p.exchanged { (1, p.m) } else { (p.n, 1) };
+        let turned = out_n != 1 && p.m.is_multiple_of(4) && !column && !any;
+        let store4 = match self.kernel {
+            Kernel::Any | Kernel::Dot(_) => false,
+            Kernel::Axpy | Kernel::Slices => a_by_row,
+            Kernel::Lanes { .. } | Kernel::Tiles { .. } => turned || out_n == 1 && p.n.is_multiple_of(4),
+        };
+        let defines = Defines::default()
+            .value("T", wgsl_type(dtype))
+            .value("A_AT", if p.exchanged { 3 } else { 2 })
+            .value("B_AT", if p.exchanged { 2 } else { 3 })
+            .flag("A_VEC", a_vec)
+            .flag("A_BY_ROW", a_by_row)
+            .flag("B_VEC", b_vec)
+            .flag("B_BY_COL", !b_vec || !along_k)
+            .flag("K_TAIL", !p.k.is_multiple_of(4))
+            .flag("VEC4", store4)
+            .flag("TURNED", turned)
+            .flag("BATCHED", !p.batch.is_empty())
+            .flag("COLUMN", column);
+        let (entry, defines, tiles_m, tiles_n) = match self.kernel {
+            Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
+            Kernel::Dot(width) => ("dot_products", defines.flag("DOT", true).value("WIDTH", width), p.m, p.n),
+            Kernel::Axpy => {
+                let rows = if a_by_row { 256 } else { 64 };
+                ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)
+            }
+            Kernel::Lanes { rows, subgroup } => {
+                let loads = if subgroup { rows / 8 } else { rows };
+                let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup);
+                let defines = defines.value("ROWS", rows).value("LOADS", loads);
+                ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32))
+            }
+            Kernel::Slices => ("slices_of_columns", defines.flag("SLICES", true), p.m.div_ceil(32), 1),
+            Kernel::Tiles { down, across, pieces, depth } => {
+                let blocks = depth / 4 * pieces * (down + across);
+                let defines = defines.flag("TILES", true).value("PIECES", pieces).value("DEPTH", depth);
+                let defines = defines.value("DOWN", down).value("ACROSS", across);
+                let defines = defines.value("THREADS", down * across).flag("BOTH", blocks > down * across);
+                ("tiles", defines, p.m.div_ceil(4 * pieces * down), p.n.div_ceil(4 * pieces * across))
+            }
+        };
+        let total = tiles_m * tiles_n;
+        let mut params = shader::Params {
+            m: p.m as u32,
+            n: p.n as u32,
+            k: p.k as u32,
+            tiles_n: tiles_n as u32,
+            tiles_m: tiles_m as u32,
+            a_m: p.a.rows as u32,
+            a_k: p.a.columns as u32,
+            b_k: p.b.rows as u32,
+            b_n: p.b.columns as u32,
+            out_m: out_m as u32,
+            out_n: out_n as u32,
+            ..Default::default()
+        };
+        // The kernel walks the innermost batch dimensions; those beyond its table are dispatches of their own.
+        let outer = p.batch.len().saturating_sub(params.batch.len());
+        let inner = &p.batch[outer..];
+        for (d, &size) in inner.iter().enumerate() {
+            params.batch[d] = [size as u32, p.a.batch[outer + d] as u32, p.b.batch[outer + d] as u32, 0];
+        }
+        params.batch_rank = inner.len() as u32;
+        let batches: usize = inner.iter().product();
+        let groups = (total * batches).div_ceil(if any { 64 } else { 1 });
+        params.tiles = (total * batches) as u32;
+        let one = |i: usize| {
+            let (mut rest, mut params) = (i, params);
+            let (mut a_offset, mut b_offset) = (p.a.offset, p.b.offset);
+            for d in (0..outer).rev() {
+                a_offset += rest % p.batch[d] * p.a.batch[d];
+                b_offset += rest % p.batch[d] * p.b.batch[d];
+                rest /= p.batch[d];
+            }
+            params.a_offset = a_offset as u32;
+            params.b_offset = b_offset as u32;
+            params.out_offset = (i * batches * p.m * p.n) as u32;
+            ShaderCall {
+                shader: shader::NAME,
+                entry,
+                defines: defines.0.clone(),
+                params: params.into(),
+                workgroups: fold_grid(groups),
+            }
+        };
+        (0..p.batch[..outer].iter().product()).map(one).collect()
+    }
+}
