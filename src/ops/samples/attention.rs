@@ -82,9 +82,9 @@ pub(super) fn samples() -> Vec<Sample> {
         attend(grown(qkv(&[4, 2, 2], &[2, 3, 2], &[2, 3, 2]), bools(&[1, 2, 3])), ", attn_mask=x3, enable_gqa=True", |x| {
             Attention { enable_gqa: true, ..masked(x) }
         }),
-        attend(qkv(&[1, 2, 70, 9], &[1, 2, 45, 9], &[1, 2, 45, 20]), "", plain).kink(),
-        attend(qkv(&[3, 66, 40], &[3, 66, 40], &[3, 66, 36]), ", is_causal=True", causal).kink(),
-        attend(qkv(&[1, 40, 200], &[1, 50, 200], &[1, 50, 257]), "", plain).kink(),
+        attend(qkv(&[1, 2, 35, 5], &[1, 2, 18, 5], &[1, 2, 18, 9]), "", plain).kink(),
+        attend(qkv(&[1, 66, 5], &[1, 66, 5], &[1, 66, 4]), ", is_causal=True", causal).kink(),
+        attend(qkv(&[1, 2, 8], &[1, 3, 8], &[1, 3, 257]), "", plain).kink(),
         attend(qkv(&[3, 2], &[3, 2], &[3, 2]), ", dropout_p=1.0", |_| Attention {
             dropout_p: 1.0,
             ..Attention::default()

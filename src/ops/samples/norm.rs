@@ -124,22 +124,22 @@ fn rows() -> Vec<Sample> {
         sample(
             "layer_norm",
             "torch.nn.functional.layer_norm(x0, (5,), x1, x2)",
-            vec![real(&[150, 5]), real(&[5]), real(&[5])],
+            vec![real(&[70, 5]), real(&[5]), real(&[5])],
             |x| x[0].layer_norm(5, Some(&x[1]), Some(&x[2]), 1e-5),
         )
         .kink(),
         sample(
             "rms_norm",
-            "torch.nn.functional.rms_norm(x0, (36,), x1)",
-            vec![real(&[70, 36]), real(&[36])],
-            |x| x[0].rms_norm(36, Some(&x[1]), None),
+            "torch.nn.functional.rms_norm(x0, (12,), x1)",
+            vec![real(&[35, 12]), real(&[12])],
+            |x| x[0].rms_norm(12, Some(&x[1]), None),
         )
         .kink(),
         // Rows too long for the fused gradient of weights.
         sample(
             "layer_norm",
             "torch.nn.functional.layer_norm(x0, (1100,), x1, x2)",
-            vec![real(&[2, 1100]), real(&[1100]), real(&[1100])],
+            vec![real(&[1, 1100]), real(&[1100]), real(&[1100])],
             |x| x[0].layer_norm(1100, Some(&x[1]), Some(&x[2]), 1e-5),
         )
         .kink(),
