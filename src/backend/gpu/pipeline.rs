@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -22,8 +23,8 @@ pub struct Plan {
     pub uniforms: Vec<u8>,
     /// Where scalars go in it.
     pub scalars: Vec<Scalars>,
-    /// How many of its pipelines were new.
-    pub new_pipelines: usize,
+    /// How many of its pipelines were new; told once.
+    pub new_pipelines: AtomicUsize,
 }
 
 pub struct Scalars {
@@ -151,8 +152,8 @@ impl Pipelines {
                 Ok((key(&w.call), pipeline.map_err(|f| Fault { command: Some(w.command), ..f })?))
             })
             .collect::<Result<_, Fault>>()?;
-        let new_pipelines = made.len();
-        if new_pipelines > 0
+        let new_pipelines = AtomicUsize::new(made.len());
+        if !made.is_empty()
             && let Some(cache) = &self.cache
         {
             cache.keep();

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
@@ -323,7 +324,8 @@ impl Gpu {
     fn report(&self, plan: &Plan, buffers: &[Buffer], encode: Duration, timings: &[Timing]) {
         let dispatches = plan.steps.iter().filter(|s| matches!(s, Step::Dispatch(_))).count();
         let copies = plan.steps.len() - dispatches;
-        eprintln!("{}", report::run_line(&self.info.name, dispatches, copies, plan.new_pipelines, encode));
+        let new = plan.new_pipelines.swap(0, Ordering::Relaxed);
+        eprintln!("{}", report::run_line(&self.info.name, dispatches, copies, new, encode));
         let mut timings = timings.iter();
         for step in &plan.steps {
             let Step::Dispatch(d) = step else { continue };
