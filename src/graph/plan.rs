@@ -1,6 +1,10 @@
 //! Memory: which buffer every stored value lies in, decided by lifetimes; and the finished, reusable plan.
+//!
+//! Values that take over each other's memory in place are one *tenant*. When all of them are known they move into
+//! slots, the largest first, each into the tightest one that is free for as long as it stays (greedy by size:
+//! [Pisarchyk and Lee 2020](https://arxiv.org/abs/2001.03288)).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::arrange::each_access;
@@ -31,42 +35,110 @@ pub fn plan(graph: &Graph, caps: &Caps) -> Plan {
     let mut scalars = vec![];
     for (k, mut step) in schedule.steps.into_iter().enumerate() {
         planner.place(k, &mut step, &mut commands);
-        let buffers = step.values.iter().map(|v| planner.slot[v]).collect();
+        let buffers = step.values.iter().map(|v| planner.tenant[v]).collect();
         commands.push(Command::Dispatch { kernel: Arc::new(step.kernel), buffers, scalars: scalars.len() });
         scalars.extend(step.scalars);
-        planner.release(k);
     }
     // A kept `empty` that nothing was written to has no kernel, but is memory all the same.
     for (i, node) in graph.nodes.iter().enumerate() {
-        if node.keep && !planner.slot.contains_key(&Value::Node(i)) {
-            planner.allocate(Value::Node(i));
+        if node.keep && !planner.tenant.contains_key(&Value::Node(i)) {
+            planner.move_in(Value::Node(i), commands.len());
+        }
+    }
+    let (slots, allocations) = assign(&planner.tenants, graph.leaves.len());
+    for command in &mut commands {
+        match command {
+            Command::Dispatch { buffers, .. } => buffers.iter_mut().for_each(|b| *b = slots[*b as usize]),
+            Command::Copy { from, to, .. } => {
+                (*from, *to) = (slots[*from as usize], slots[*to as usize]);
+            }
         }
     }
     let outputs = (0..graph.nodes.len())
         .filter(|&i| graph.nodes[i].keep)
-        .map(|i| (i, planner.slot[&Value::Node(i)]))
+        .map(|i| (i, slots[planner.tenant[&Value::Node(i)] as usize]))
         .collect();
     Plan {
         recording: Recording { commands },
         compiled: None,
         leaves: graph.leaves.len(),
-        allocations: planner.allocations,
+        allocations,
         outputs,
         scalars,
     }
 }
 
+/// A time after every step.
+const FOR_EVER: usize = usize::MAX;
+
+/// Values that lie in one place, one after another.
+struct Tenant {
+    bytes: usize,
+    /// The step that writes the first; steps are numbered from 1, and the leaves are there at 0.
+    from: usize,
+    /// The last step that needs the last.
+    to: usize,
+}
+
+/// A slot, while tenants move in.
+struct Room {
+    bytes: usize,
+    /// When it is taken: from, to.
+    taken: BTreeMap<usize, usize>,
+}
+
+impl Room {
+    fn is_free(&self, tenant: &Tenant) -> bool {
+        // The last that begins before this one ends must be gone before it begins.
+        self.taken.range(..=tenant.to).next_back().is_none_or(|(_, &to)| to < tenant.from)
+    }
+}
+
+/// Rooms that a tenant looks at before it takes a new one: a bound on what planning may cost.
+const LOOK_AT: usize = 256;
+
+/// Which slot each tenant gets; and the bytes of those after the leaves, who have theirs.
+fn assign(tenants: &[Tenant], leaves: usize) -> (Vec<Slot>, Vec<usize>) {
+    let mut rooms: Vec<Room> = vec![];
+    let mut by_size: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut slots: Vec<Slot> = vec![0; tenants.len()];
+    let open = |tenant: &Tenant, rooms: &mut Vec<Room>, by_size: &mut BTreeMap<usize, Vec<usize>>| {
+        rooms.push(Room { bytes: tenant.bytes, taken: BTreeMap::from([(tenant.from, tenant.to)]) });
+        by_size.entry(tenant.bytes).or_default().push(rooms.len() - 1);
+        (rooms.len() - 1) as Slot
+    };
+    for (i, leaf) in tenants[..leaves].iter().enumerate() {
+        slots[i] = open(leaf, &mut rooms, &mut by_size);
+    }
+    let mut order: Vec<usize> = (leaves..tenants.len()).collect();
+    order.sort_by_key(|&t| (std::cmp::Reverse(tenants[t].bytes), tenants[t].from));
+    for t in order {
+        let tenant = &tenants[t];
+        // What outlives the plan may stay long, and would keep all of a larger room.
+        let most = if tenant.to == FOR_EVER { tenant.bytes } else { usize::MAX };
+        let fit = (by_size.range(tenant.bytes..=most).flat_map(|(_, rooms)| rooms))
+            .take(LOOK_AT)
+            .find(|&&r| rooms[r].is_free(tenant))
+            .copied();
+        slots[t] = match fit {
+            Some(r) => {
+                rooms[r].taken.insert(tenant.from, tenant.to);
+                r as Slot
+            }
+            None => open(tenant, &mut rooms, &mut by_size),
+        };
+    }
+    (slots, rooms[leaves..].iter().map(|r| r.bytes).collect())
+}
+
 struct Planner<'g> {
     graph: &'g Graph,
     bytes: HashMap<Value, usize>,
-    slot: HashMap<Value, Slot>,
+    /// The tenant that each value belongs to: first the leaves, in their order.
+    tenant: HashMap<Value, Slot>,
+    tenants: Vec<Tenant>,
     /// The last step that reads a value.
     last_use: HashMap<Value, usize>,
-    /// What each step reads last.
-    dies: Vec<Vec<Value>>,
-    /// Slots whose contents nobody needs any more.
-    free: Vec<Slot>,
-    allocations: Vec<usize>,
 }
 
 impl<'g> Planner<'g> {
@@ -77,25 +149,24 @@ impl<'g> Planner<'g> {
                 last_use.insert(v, k);
             }
         }
-        let mut planner = Planner {
-            graph,
-            bytes,
-            slot: HashMap::new(),
-            last_use,
-            dies: vec![vec![]; steps.len()],
-            free: vec![],
-            allocations: vec![],
-        };
+        let mut planner = Planner { graph, bytes, tenant: HashMap::new(), tenants: vec![], last_use };
         for i in 0..graph.leaves.len() {
-            planner.slot.insert(Value::Leaf(i), i as Slot);
-        }
-        let mut mortal: Vec<(Value, usize)> =
-            planner.last_use.iter().map(|(&v, &k)| (v, k)).filter(|&(v, _)| planner.is_mortal(v)).collect();
-        mortal.sort_unstable(); // a plan must not depend on the order of a hash map
-        for (v, k) in mortal {
-            planner.dies[k].push(v);
+            let leaf = Value::Leaf(i);
+            let tenant = Tenant { bytes: planner.size(leaf), from: 0, to: planner.end(leaf) };
+            planner.tenant.insert(leaf, i as Slot);
+            planner.tenants.push(tenant);
         }
         planner
+    }
+
+    /// The last step (from 1) that needs a value.
+    fn end(&self, v: Value) -> usize {
+        if self.is_mortal(v) { self.last_use.get(&v).map_or(0, |&k| k + 1) } else { FOR_EVER }
+    }
+
+    /// Whether step `k` is the last to need a value.
+    fn dies(&self, v: Value, k: usize) -> bool {
+        self.end(v) == k + 1
     }
 
     /// Whether the memory may serve something else after the last use.
@@ -114,30 +185,24 @@ impl<'g> Planner<'g> {
         }
     }
 
-    fn slot_bytes(&self, slot: Slot) -> usize {
-        let slot = slot as usize;
-        let leaves = self.graph.leaves.len();
-        if slot < leaves { self.graph.leaves[slot].bytes } else { self.allocations[slot - leaves] }
+    fn tenant_bytes(&self, v: Value) -> Option<usize> {
+        self.tenant.get(&v).map(|&t| self.tenants[t as usize].bytes)
     }
 
-    /// Gives a value the tightest free slot (at most half as large again; a kept one only its exact size, since
-    /// it may live long), or a new one.
-    fn allocate(&mut self, v: Value) -> Slot {
-        let want = self.size(v);
-        let most = if self.is_mortal(v) { want + want / 2 } else { want };
-        let fit = (self.free.iter().enumerate())
-            .map(|(i, &slot)| (self.slot_bytes(slot), i))
-            .filter(|&(bytes, _)| (want..=most).contains(&bytes))
-            .min();
-        let slot = match fit {
-            Some((_, i)) => self.free.remove(i),
-            None => {
-                self.allocations.push(want);
-                (self.graph.leaves.len() + self.allocations.len() - 1) as Slot
-            }
-        };
-        self.slot.insert(v, slot);
-        slot
+    /// A tenant of its own for a value that step `k` writes.
+    fn move_in(&mut self, v: Value, k: usize) -> Slot {
+        let to = self.end(v).max(k + 1);
+        self.tenants.push(Tenant { bytes: self.size(v), from: k + 1, to });
+        let tenant = (self.tenants.len() - 1) as Slot;
+        self.tenant.insert(v, tenant);
+        tenant
+    }
+
+    /// Lets `v` follow `before`, which it replaces in place.
+    fn follow(&mut self, v: Value, before: Value) {
+        let tenant = self.tenant[&before];
+        self.tenants[tenant as usize].to = self.end(v).max(self.tenants[tenant as usize].to);
+        self.tenant.insert(v, tenant);
     }
 
     /// Decides where the step's outputs lie, and merges bindings where one takes over an input's memory.
@@ -148,8 +213,8 @@ impl<'g> Planner<'g> {
             self.place_over_inputs(k, step);
         }
         for i in 0..step.values.len() {
-            if step.kernel.bindings[i].written && !self.slot.contains_key(&step.values[i]) {
-                self.allocate(step.values[i]);
+            if step.kernel.bindings[i].written && !self.tenant.contains_key(&step.values[i]) {
+                self.move_in(step.values[i], k);
             }
         }
     }
@@ -158,18 +223,16 @@ impl<'g> Planner<'g> {
         let Some(at) = step.kernel.bindings.iter().position(|b| b.written) else { return };
         let out = step.values[at];
         let undefined = matches!(base, Value::Node(i) if matches!(self.graph.nodes[i].op, NodeOp::Empty));
-        if undefined && !self.slot.contains_key(&base) {
-            self.allocate(base);
+        if undefined && !self.tenant.contains_key(&base) {
+            self.move_in(base, k);
         }
-        let from = self.slot[&base];
-        let dying = self.is_mortal(base) && self.last_use.get(&base) == Some(&k);
+        let from = self.tenant[&base];
         let bytes = self.size(out);
-        if dying && self.slot_bytes(from) == bytes && self.merge(step, base, at) {
-            self.slot.insert(out, from);
-            self.dies[k].retain(|&v| v != base);
+        if self.dies(base, k) && self.tenant_bytes(base) == Some(bytes) && self.merge(step, base, at) {
+            self.follow(out, base);
             return;
         }
-        let to = self.allocate(out);
+        let to = self.move_in(out, k);
         if !undefined {
             commands.push(Command::Copy { from, to, bytes });
         }
@@ -179,19 +242,18 @@ impl<'g> Planner<'g> {
         let mut out = 0;
         while out < step.values.len() {
             let v = step.values[out];
-            if step.kernel.bindings[out].written && !self.slot.contains_key(&v) {
+            if step.kernel.bindings[out].written && !self.tenant.contains_key(&v) {
                 let dying = step.values.iter().enumerate().find_map(|(i, &u)| {
                     let fits = !step.kernel.bindings[i].written
-                        && self.dies[k].contains(&u)
-                        && self.slot.get(&u).is_some_and(|&s| self.slot_bytes(s) == self.size(v))
+                        && self.dies(u, k)
+                        && self.tenant_bytes(u) == Some(self.size(v))
                         && step.kernel.bindings[i].dtype.size() == step.kernel.bindings[out].dtype.size();
                     fits.then_some(u)
                 });
                 if let Some(u) = dying
                     && self.merge(step, u, out)
                 {
-                    self.slot.insert(v, self.slot[&u]);
-                    self.dies[k].retain(|&d| d != u);
+                    self.follow(v, u);
                     // Bindings moved: look again from the start.
                     out = 0;
                     continue;
@@ -233,12 +295,67 @@ impl<'g> Planner<'g> {
         });
         true
     }
+}
 
-    fn release(&mut self, k: usize) {
-        for v in std::mem::take(&mut self.dies[k]) {
-            if let Some(&slot) = self.slot.get(&v) {
-                self.free.push(slot);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Most bytes that are needed at one time.
+    fn needed(tenants: &[Tenant]) -> usize {
+        let at = |step: usize| tenants.iter().filter(move |t| t.from <= step && step <= t.to);
+        tenants.iter().map(|t| at(t.from).map(|u| u.bytes).sum()).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn tenants_share_rooms_but_never_at_one_time() {
+        let mut random = 1u64;
+        let mut below = |n: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % n
+        };
+        for round in 0..200 {
+            let leaves = below(4);
+            let tenants: Vec<Tenant> = (0..leaves + below(40))
+                .map(|i| {
+                    let from = if i < leaves { 0 } else { 1 + below(30) };
+                    let to = if below(5) == 0 { FOR_EVER } else { from + below(8) };
+                    Tenant { bytes: 4 * below(1 + round), from, to }
+                })
+                .collect();
+            let (slots, allocations) = assign(&tenants, leaves);
+            let bytes = |slot: Slot| match (slot as usize).checked_sub(leaves) {
+                Some(own) => allocations[own],
+                None => tenants[slot as usize].bytes,
+            };
+            for (i, a) in tenants.iter().enumerate() {
+                assert!(bytes(slots[i]) >= a.bytes);
+                assert!(i >= leaves || slots[i] == i as Slot);
+                assert!(a.to != FOR_EVER || bytes(slots[i]) == a.bytes, "kept, in a larger room");
+                for (j, b) in tenants.iter().enumerate().skip(i + 1) {
+                    assert!(
+                        slots[i] != slots[j] || a.to < b.from || b.to < a.from,
+                        "{i} and {j} at one time"
+                    );
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_training_step_takes_little_more_than_is_alive() {
+        // Forward, each layer's output is kept for the backward pass; there, gradients of the outputs take turns.
+        let layers = [64, 32, 16, 8];
+        let last = 2 * layers.len();
+        let mut tenants = vec![];
+        for (i, &bytes) in layers.iter().enumerate() {
+            tenants.push(Tenant { bytes, from: i + 1, to: last - i });
+            tenants.push(Tenant { bytes, from: last - i, to: last - i + 1 });
+        }
+        let (_, allocations) = assign(&tenants, 0);
+        // A room cannot be shared by two at a time, as it could be were it cut: a buffer that a kernel reads may
+        // not be written by it elsewhere.
+        let (taken, needed) = (allocations.iter().sum::<usize>(), needed(&tenants));
+        assert!(4 * taken <= 5 * needed, "{taken} for {needed}");
     }
 }
