@@ -1,8 +1,8 @@
 //! Choosing by the clock among kernels that give the same bits: on this adapter, once, and kept on disk.
 //!
-//! A plan that has run [`PATIENCE`] times is likely to run many times more. From then on each of its runs is followed
+//! A plan that has run `PATIENCE` times is likely to run many times more. From then on each of its runs is followed
 //! by the timing of one kernel that has several ways and was not timed yet, on buffers of its own, until the
-//! process has spent [`BUDGET`] on this. As all ways sum in one order, no result depends on what is chosen, nor
+//! process has spent `BUDGET` on this. As all ways sum in one order, no result depends on what is chosen, nor
 //! on when. `WGRAD_AUTOTUNE=0` turns it off.
 
 use std::collections::HashMap;
@@ -52,7 +52,7 @@ struct State {
 }
 
 impl Tuner {
-    /// For an adapter with this [`disk::id`].
+    /// For an adapter with this `disk::id`.
     pub fn new(id: &str) -> Tuner {
         if std::env::var("WGRAD_AUTOTUNE").is_ok_and(|v| v == "0") {
             return Tuner::off();
