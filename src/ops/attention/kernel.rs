@@ -262,9 +262,10 @@ pub(super) const VARIANTS: &[(Kernel, Kernel, usize)] = &{
         Kernel::Lanes { rows, step, subgroup }
     }
     [
-        (lanes(4, 8, true), lanes(4, 4, true), 16),
-        (lanes(4, 4, true), lanes(2, 2, true), 64),
-        (lanes(2, 4, true), lanes(2, 2, true), 128),
+        (lanes(4, 4, true), lanes(4, 2, true), 16),
+        (lanes(4, 2, true), lanes(2, 1, true), 32),
+        (lanes(4, 1, true), lanes(2, 1, true), 64),
+        (lanes(2, 1, true), lanes(2, 1, true), 128),
         (lanes(2, 4, false), lanes(2, 2, false), 64),
         (Kernel::Tiles, Kernel::Tiles, MAX_COLUMNS),
     ]

@@ -72,7 +72,7 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault>
         Body::Map(jobs) if jobs.iter().all(|j| j.numel() == 0) => vec![],
         Body::Map(jobs) => vec![map::map(kernel, jobs, info, library()?)],
         Body::Reduce(r) if r.outputs() == 0 => vec![],
-        Body::Reduce(r) => vec![reduce::reduce(kernel, r, info.class, library()?)?],
+        Body::Reduce(r) => vec![reduce::reduce(kernel, r, info, library()?)?],
         Body::Structured(s) if largest == 0 && s.post.numel() == 0 => vec![],
         Body::Structured(s) => {
             let slow = info.class == AdapterClass::Software && s.op.0.stores_tiles();

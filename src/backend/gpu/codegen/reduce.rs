@@ -4,8 +4,8 @@ use crate::graph::dtype::DType;
 use crate::graph::kernel::{Kernel, Reduce, ReduceOp};
 use crate::graph::layout::numel;
 
-use super::super::AdapterClass;
 use super::super::template::Library;
+use super::super::{AdapterClass, AdapterInfo};
 use super::emit::{Buffer, Four, Group, Printer, Space, divides, four, register_type, stores_by_four};
 use super::map::body;
 use super::{Call, WORKGROUP, finish, grid};
@@ -35,9 +35,10 @@ const ROWS_OF_COLUMNS: usize = 1024;
 /// Outer loops take fewer turns than the innermost, so half of that for it leaves room for them.
 const MAX_TURNS: usize = 1 << 15;
 
-pub fn reduce(kernel: &Kernel, r: &Reduce, class: AdapterClass, library: &Library) -> Result<Call, Fault> {
+pub fn reduce(kernel: &Kernel, r: &Reduce, info: &AdapterInfo, library: &Library) -> Result<Call, Fault> {
+    let class = info.class;
     let vector = choose_vector(r);
-    let buffer = |i| Buffer { name: format!("b{i}"), ..Default::default() };
+    let buffer = |i| Buffer { name: format!("b{i}"), wide: false, pairs: info.pairs };
     let mut buffers: Vec<Buffer> = (0..kernel.bindings.len()).map(buffer).collect();
     let dim = match vector {
         Vector::None => None,
@@ -75,6 +76,12 @@ pub fn reduce(kernel: &Kernel, r: &Reduce, class: AdapterClass, library: &Librar
     let width = p.numbers.add(0);
     p.line(&format!("let group = wid.x + wid.y * {width};"));
     let cut = by_four && !outputs.is_multiple_of(4);
+    if cut {
+        // The last four is stored element by element.
+        for store in &r.post.stores {
+            p.buffers[usize::from(store.to.binding)].pairs = false;
+        }
+    }
     let limit = p.numbers.add(if cut { outputs } else { units } as u32);
     let inside = |o: &str| if cut { format!("{o} * 4u < {limit}") } else { format!("{o} < {limit}") };
     let left = cut.then(|| format!("({limit} - o * 4u)"));
