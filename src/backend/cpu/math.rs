@@ -4,7 +4,11 @@
 //!
 //! Polynomials marked *Cephes* are from S. Moshier's Cephes library (`single/expf.c`, `logf.c`, `tanhf.c`);
 //! sine and cosine kernels are FreeBSD msun's `k_sinf.c`, `k_cosf.c`; `erf` is N. Juffa's
-//! two-piece approximation. No fused multiply-add is used, so that results are the same on every machine.
+//! two-piece approximation.
+//!
+//! Multiply-adds are fused, which is exact and hence the same wherever the processor does it: all copies for
+//! AVX2 and up, and NEON. An x86 processor without AVX2 gets the same results slowly, by calls of libm's `fmaf`.
+//! WebAssembly has no such instruction and rounds twice; there the last bit may differ.
 
 use super::block::{self, BlockFn};
 use crate::graph::dtype::{DType, F32, F64};
@@ -15,6 +19,28 @@ const LN2_LO: f32 = -2.121_944_4e-4;
 #[inline(always)]
 fn select<T>(condition: bool, yes: T, no: T) -> T {
     if condition { yes } else { no }
+}
+
+/// `a * b + c`, rounded once where the target can.
+#[inline(always)]
+fn fma(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_family = "wasm") { a * b + c } else { a.mul_add(b, c) }
+}
+
+/// The polynomial with these coefficients below `first`, by falling powers.
+#[inline(always)]
+fn poly<const N: usize>(x: f32, first: f32, rest: [f32; N]) -> f32 {
+    let mut p = first;
+    for c in rest {
+        p = fma(p, x, c);
+    }
+    p
+}
+
+/// `v - n ln 2`, with ln 2 in two parts.
+#[inline(always)]
+fn less_ln2(v: f32, n: f32) -> f32 {
+    fma(n, -LN2_LO, fma(n, -LN2_HI, v))
 }
 
 /// The nearest whole number, as float and as integer. For |v| < 2^22.
@@ -44,11 +70,7 @@ fn scale(v: f32, n: i32) -> f32 {
 /// (e^r - 1 - r) for |r| <= ln 2 / 2. Cephes.
 #[inline(always)]
 fn exp_tail(r: f32) -> f32 {
-    let mut p = 1.987_569_2e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = p * r + c;
-    }
-    p * r * r
+    poly(r, 1.987_569_2e-4, [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5]) * (r * r)
 }
 
 /// `v` clamped to where e^v is neither 0 nor infinite for sure; NaN becomes whatever.
@@ -62,7 +84,7 @@ fn clamp(v: f32, low: f32, high: f32) -> f32 {
 pub fn exp(x: f32) -> f32 {
     let v = clamp(x, -104.0, 89.0);
     let (n, i) = nearest(v * std::f32::consts::LOG2_E);
-    let r = v - n * LN2_HI - n * LN2_LO;
+    let r = less_ln2(v, n);
     select(x.is_nan(), x, scale(exp_tail(r) + r + 1.0, i))
 }
 
@@ -74,7 +96,7 @@ pub fn exp_not_above_0(x: f32) -> f32 {
     let v = select(x < LEAST, LEAST, x); // NaN stays
     let shifted = v * std::f32::consts::LOG2_E + MAGIC;
     let n = shifted - MAGIC;
-    let r = v - n * LN2_HI - n * LN2_LO;
+    let r = less_ln2(v, n);
     // The bits of MAGIC are shifted out.
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     select(x < LEAST, 0.0, (exp_tail(r) + r + 1.0) * power)
@@ -92,10 +114,10 @@ pub fn exp2(x: f32) -> f32 {
 pub fn exp_m1(x: f32) -> f32 {
     let v = clamp(x, -20.0, 40.0);
     let (n, i) = nearest(v * std::f32::consts::LOG2_E);
-    let r = v - n * LN2_HI - n * LN2_LO;
+    let r = less_ln2(v, n);
     // 2^n (1 + q) - 1 = 2^n q + (2^n - 1), and both terms are exact enough.
     let power = f32::from_bits(((i + 127) << 23) as u32);
-    let near = power * (exp_tail(r) + r) + (power - 1.0);
+    let near = fma(power, exp_tail(r) + r, power - 1.0);
     let y = select(x > 30.0, exp(x), near);
     // For tiny arguments the sum above would lose the sign of zero.
     select(x.is_nan() || x == 0.0, x, y)
@@ -104,8 +126,7 @@ pub fn exp_m1(x: f32) -> f32 {
 /// ln(1 + t) - t for 1 + t in [sqrt 1/2, sqrt 2], without its term of whole exponents. Cephes.
 #[inline(always)]
 fn ln_tail(t: f32) -> f32 {
-    let mut p = 7.037_683_6e-2;
-    for c in [
+    let rest = [
         -0.115_146_1,
         0.116_769_98,
         -0.124_201_41,
@@ -114,10 +135,8 @@ fn ln_tail(t: f32) -> f32 {
         0.200_007_14,
         -0.249_999_94,
         0.333_333_3,
-    ] {
-        p = p * t + c;
-    }
-    p * t * t * t
+    ];
+    poly(t, 7.037_683_6e-2, rest) * t * t * t
 }
 
 /// A positive normal number as `(t, e)`: `(1 + t) * 2^e` with 1 + t in [sqrt 1/2, sqrt 2).
@@ -177,18 +196,21 @@ pub fn ln_1p(x: f32) -> f32 {
     select(x.is_nan() || x == f32::INFINITY || x == 0.0, x, y)
 }
 
+/// `e / (e + 2)` with e = e^(2|x|) - 1.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     let a = x.abs();
-    let z = x * x;
-    let mut p = -5.704_988_7e-3;
-    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
-        p = p * z + c; // Cephes
-    }
-    let near = p * z * x + x;
-    let far = 1.0 - 2.0 / (exp(select(a < 10.0, a, 10.0) * 2.0) + 1.0);
-    let y = select(a < 0.625, near, far.copysign(x));
-    select(x.is_nan() || x == 0.0, x, y)
+    let v = select(a < 10.0, a, 10.0) * 2.0;
+    let (n, i) = nearest(v * std::f32::consts::LOG2_E);
+    let r = less_ln2(v, n);
+    let power = f32::from_bits(((i + 127) << 23) as u32);
+    let e = fma(power, exp_tail(r) + r, power - 1.0);
+    let below = e + 2.0;
+    let y = e / below;
+    // What the sum lost, over the sum: 1 - y is 2 / below. Where e is large it no longer counts.
+    let lost = select(e < 2.0, e - (below - 2.0), 0.0);
+    let y = fma(-y, lost * fma(y, -0.5, 0.5), y).copysign(x);
+    select(x.is_nan(), x, y)
 }
 
 #[inline(always)]
@@ -208,16 +230,12 @@ pub fn erf(x: f32) -> f32 {
     let (a, s) = (x.abs(), x * x);
     let a = select(a < 4.0, a, 4.0);
     // 1 - e^(q(a) a - a).
-    let mut q = -1.728_534_7e-5;
-    for c in [3.831_971_3e-4, -3.883_964_4e-3, 2.425_462_2e-2, -0.106_777_88, -0.634_846_87, -0.128_717_51] {
-        q = q * a + c;
-    }
-    let far = (1.0 - exp(q * a - a)).copysign(x);
-    let mut p = -5.967_617e-4;
-    for c in [4.991_194e-3, -2.676_813_5e-2, 0.112_819_925, -0.376_125_34, 0.128_379_17] {
-        p = p * s + c;
-    }
-    let y = select(a > 0.927_734_4, far, p * x + x);
+    let rest = [3.831_971_3e-4, -3.883_964_4e-3, 2.425_462_2e-2, -0.106_777_88, -0.634_846_87, -0.128_717_51];
+    let q = poly(a, -1.728_534_7e-5, rest);
+    let far = (1.0 - exp_not_above_0(fma(q, a, -a))).copysign(x);
+    let rest = [4.991_194e-3, -2.676_813_5e-2, 0.112_819_925, -0.376_125_34, 0.128_379_17];
+    let p = poly(s, -5.967_617e-4, rest);
+    let y = select(a > 0.927_734_4, far, fma(p, x, x));
     select(x.is_nan(), x, y)
 }
 
