@@ -11,11 +11,12 @@
 // them). TILES: workgroup memory; 64 invocations compute tiles of 32 * PIECES squared. DOT: a workgroup of WIDTH for
 // each element of a WEIGHT.
 // A_VEC: w is read in vec4s: along its channels (places, if WEIGHT), or along its rows if A_BY_ROW. B_VEC: x is read in
-// vec4s: there is one tap, and it is where the place is. VEC4: the output is stored in vec4s.
+// vec4s: there is one tap, and it is where the place is. PAIRS: both in words of 64 bits. VEC4: the output is stored in
+// vec4s.
 // DIV: places have a source only where they are multiples of a stride, and it is their quotient.
-//! variant lanes, subgroups, channels contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
-//! variant lanes, subgroups, rows contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=1 ROWS=16 LOADS=2 STEP=4 A_VEC=1 A_BY_ROW=1 B_VEC=0 VEC4=1
-//! variant lanes, subgroups, any strides: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=1 ROWS=16 LOADS=2 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
+//! variant lanes, subgroups, channels contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
+//! variant lanes, subgroups, rows contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 STEP=4 A_VEC=1 A_BY_ROW=1 B_VEC=0 VEC4=1
+//! variant lanes, subgroups, any strides: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
 //! variant lanes, one tap: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=1 VEC4=1
 //! variant lanes, rows contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=1 A_BY_ROW=1 B_VEC=0 VEC4=0
 //! variant lanes, one row: LANES=1 WEIGHT=0 WIDTH=64 SUBGROUP=0 ROWS=1 LOADS=1 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=1
@@ -23,11 +24,15 @@
 //! variant tiles: TILES=1 WEIGHT=0 PIECES=2 INNER=2 VEC4=1
 //! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 INNER=16 VEC4=0
 //! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 INNER=16 DIV=1 VEC4=0
-//! variant weight, lanes, subgroups: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
+//! variant weight, lanes, subgroups: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
 //! variant weight, lanes, any: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
 //! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 INNER=2 VEC4=1
 //! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 INNER=16 VEC4=0
 //! variant weight, dot products: DOT=1 WEIGHT=1 WIDTH=64 VEC4=0
+
+#if PAIRS
+#import pairs
+#endif
 
 struct Params {
     // Rows of a group, and columns.
@@ -77,12 +82,36 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #if B_VEC
+#if PAIRS
+@group(0) @binding(2) var<storage, read> x: array<vec2<u64>>;
+
+fn x_four(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(x[at / 4u]));
+}
+#else
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+
+fn x_four(at: u32) -> vec4<f32> {
+    return x[at / 4u];
+}
+#endif
 #else
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 #endif
 #if A_VEC
+#if PAIRS
+@group(0) @binding(3) var<storage, read> w: array<vec2<u64>>;
+
+fn w_four(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(w[at / 4u]));
+}
+#else
 @group(0) @binding(3) var<storage, read> w: array<vec4<f32>>;
+
+fn w_four(at: u32) -> vec4<f32> {
+    return w[at / 4u];
+}
+#endif
 #else
 @group(0) @binding(3) var<storage, read> w: array<f32>;
 #endif
@@ -214,7 +243,7 @@ fn lanes(
             let r = min(row + ${i}u, params.rows - 1u) * plane;
 #endif
 #if A_VEC
-            e[${i}] = w[(w_at.x + r) / 4u];
+            e[${i}] = w_four(w_at.x + r);
 #else
             e[${i}] = select(vec4<f32>(), vec4<f32>(w[w_at.x + r], w[w_at.y + r], w[w_at.z + r], w[w_at.w + r]), alive);
 #endif
@@ -273,7 +302,7 @@ fn lanes(
                     let piece = ${i}u;
 #endif
                     let r4 = min(row + piece % (${ROWS}u / 4u) * 4u, params.rows - 4u);
-                    e[${i}] = w[(w_at + r4 + piece / (${ROWS}u / 4u) * params.w_channel) / 4u];
+                    e[${i}] = w_four(w_at + r4 + piece / (${ROWS}u / 4u) * params.w_channel);
                 }
 #end
 #else
@@ -285,7 +314,7 @@ fn lanes(
                     let r1 = min(row + ${i}u, params.rows - 1u);
 #endif
 #if A_VEC
-                    e[${i}] = w[(w_at + r1 * params.w_row) / 4u];
+                    e[${i}] = w_four(w_at + r1 * params.w_row);
 #else
                     e[${i}].x = w[w_at + r1 * params.w_row];
 #endif
@@ -294,7 +323,7 @@ fn lanes(
 #endif
 #for s in 0..${STEP}
 #if B_VEC
-                let v${s} = x[(at.x + ${s}u * ahead) / 4u];
+                let v${s} = x_four(at.x + ${s}u * ahead);
 #else
                 let v${s} = select(vec4<f32>(), vec4<f32>(x[at.x + ${s}u * ahead], x[at.y + ${s}u * ahead], x[at.z + ${s}u * ahead], x[at.w + ${s}u * ahead]), inside);
 #endif

@@ -8,13 +8,15 @@
 // along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
 // dimensions. VEC4: the output is
 // stored in vec4s; TURNED: these lie along m.
-//! variant lanes, subgroups, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=32 LOADS=4 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, subgroups, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
-//! variant lanes, subgroups, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
-//! variant lanes, subgroups, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 ROWS=16 LOADS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
-//! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
+//! variant lanes, pairs, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
+//! variant lanes, pairs, odd k and n: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 EIGHTS_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, odd m and k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
+//! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant tiles of 128, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant tiles of 128 by 64, m and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=8 THREADS=128 DEPTH=8 BOTH=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
 //! variant tiles of 64, m and k contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=1 TURNED=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
@@ -26,6 +28,10 @@
 //! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
 //! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
+
+#if PAIRS
+#import pairs
+#endif
 
 struct Params {
     m: u32,
@@ -52,12 +58,58 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #if A_VEC
+#if PAIRS
+#if A_LOOSE
+@group(0) @binding(${A_AT}) var<storage, read> a: array<u64>;
+
+// Four elements from any place.
+fn a_four(at: u32) -> vec4<f32> {
+    let i = at / 2u;
+    let aligned = from_pairs(vec2<u64>(a[i], a[i + 1u]));
+    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, aligned, a[i + 2u]));
+}
+#else
+@group(0) @binding(${A_AT}) var<storage, read> a: array<vec2<u64>>;
+
+fn a_four(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(a[at / 4u]));
+}
+#endif
+#else
 @group(0) @binding(${A_AT}) var<storage, read> a: array<vec4<${T}>>;
+
+fn a_four(at: u32) -> vec4<${T}> {
+    return a[at / 4u];
+}
+#endif
 #else
 @group(0) @binding(${A_AT}) var<storage, read> a: array<${T}>;
 #endif
 #if B_VEC
+#if PAIRS
+#if B_LOOSE
+@group(0) @binding(${B_AT}) var<storage, read> b: array<u64>;
+
+// Four elements from any place.
+fn b_four(at: u32) -> vec4<f32> {
+    let i = at / 2u;
+    let aligned = from_pairs(vec2<u64>(b[i], b[i + 1u]));
+    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, aligned, b[i + 2u]));
+}
+#else
+@group(0) @binding(${B_AT}) var<storage, read> b: array<vec2<u64>>;
+
+fn b_four(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(b[at / 4u]));
+}
+#endif
+#else
 @group(0) @binding(${B_AT}) var<storage, read> b: array<vec4<${T}>>;
+
+fn b_four(at: u32) -> vec4<${T}> {
+    return b[at / 4u];
+}
+#endif
 #else
 @group(0) @binding(${B_AT}) var<storage, read> b: array<${T}>;
 #endif
@@ -102,14 +154,23 @@ fn tile_of(group: vec3<u32>, grid: vec3<u32>) -> u32 {
 fn load_a(base: u32, row: u32, k: u32) -> vec4<${T}> {
 #if A_VEC
 #if A_BY_ROW
-    let at = base + min(row, params.m - 4u);
-#if K_TAIL
-    return select(vec4<${T}>(), a[(at + min(k, params.k - 1u) * params.a_k) / 4u], k < params.k);
+#if A_LOOSE
+    let at = base + min(row, params.m - 1u);
 #else
-    return a[(at + k * params.a_k) / 4u];
+    let at = base + min(row, params.m - 4u);
+#endif
+#if K_TAIL
+    return select(vec4<${T}>(), a_four(at + min(k, params.k - 1u) * params.a_k), k < params.k);
+#else
+    return a_four(at + k * params.a_k);
 #endif
 #else
-    return a[(base + min(row, params.m - 1u) * params.a_m + k) / 4u];
+    let v = a_four(base + min(row, params.m - 1u) * params.a_m + k);
+#if K_TAIL
+    return select(vec4<${T}>(), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(params.k));
+#else
+    return v;
+#endif
 #endif
 #else
     let at = base + min(row, params.m - 1u) * params.a_m;
@@ -128,14 +189,23 @@ fn load_a(base: u32, row: u32, k: u32) -> vec4<${T}> {
 // Four elements of b along the contiguous dimension.
 fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 #if B_BY_COL
-    let at = base + min(col, params.n - 4u);
-#if K_TAIL
-    return select(vec4<${T}>(), b[(at + min(k, params.k - 1u) * params.b_k) / 4u], k < params.k);
+#if B_LOOSE
+    let at = base + min(col, params.n - 1u);
 #else
-    return b[(at + k * params.b_k) / 4u];
+    let at = base + min(col, params.n - 4u);
+#endif
+#if K_TAIL
+    return select(vec4<${T}>(), b_four(at + min(k, params.k - 1u) * params.b_k), k < params.k);
+#else
+    return b_four(at + k * params.b_k);
 #endif
 #else
-    return b[(base + min(col, params.n - 1u) * params.b_n + k) / 4u];
+    let v = b_four(base + min(col, params.n - 1u) * params.b_n + k);
+#if K_TAIL
+    return select(vec4<${T}>(), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(params.k));
+#else
+    return v;
+#endif
 #endif
 }
 #else
@@ -186,8 +256,34 @@ fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
 #endif
 
 #if LANES
-// Each of 8 invocations computes ROWS rows of 4 columns, side by side. What it costs on a CPU's SIMD lanes is
+// Each of 8 invocations computes ROWS rows of 4 * FOURS columns, side by side. What it costs on a CPU's SIMD lanes is
 // loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each.
+
+#if B_BY_COL
+// The columns of an invocation at k.
+fn row_of_b(base: u32, k: u32, col: u32) -> array<vec4<f32>, ${FOURS}> {
+    var y: array<vec4<f32>, ${FOURS}>;
+#if EIGHTS_LOOSE
+    // Words that two fours share are read once.
+    let at = base + min(k, params.k - 1u) * params.b_k + min(col, params.n - 1u);
+    let i = at / 2u;
+    let moved = at % 2u == 1u;
+    let middle = b[i + 2u];
+    let last = b[i + 4u];
+    y[0] = bitcast<vec4<f32>>(moved_by_one(moved, from_pairs(vec2<u64>(b[i], b[i + 1u])), middle));
+    y[1] = bitcast<vec4<f32>>(moved_by_one(moved, from_pairs(vec2<u64>(middle, b[i + 3u])), last));
+#if K_TAIL
+    y[0] = select(vec4<f32>(), y[0], k < params.k);
+    y[1] = select(vec4<f32>(), y[1], k < params.k);
+#endif
+#else
+#for c in 0..${FOURS}
+    y[${c}] = load_b(base, k, col + ${c}u * 4u);
+#end
+#endif
+    return y;
+}
+#endif
 
 @compute @workgroup_size(8)
 fn lanes(
@@ -206,8 +302,8 @@ fn lanes(
     let at = place(tile / (params.tiles_n * params.tiles_m));
     // Tiles below one another follow each other, so that b's columns, mostly far apart in memory, stay near.
     let row = tile % params.tiles_m * ${ROWS}u;
-    let col = tile / params.tiles_m % params.tiles_n * 32u + lane * 4u;
-    var acc: array<vec4<f32>, ${ROWS}>;
+    let col = (tile / params.tiles_m % params.tiles_n * 8u + lane) * (4u * ${FOURS}u);
+    var acc: array<vec4<f32>, ${ROWS} * ${FOURS}>;
     let depth = bound(params.k, tile);
     for (var k = 0u; k < depth; k += 4u) {
         var x: array<vec4<f32>, ${LOADS}>;
@@ -229,14 +325,21 @@ fn lanes(
 #end
 #if B_BY_COL
 #for q in 0..4
-        let y${q} = load_b(at.b, k + ${q}u, col);
+        let y${q} = row_of_b(at.b, k + ${q}u, col);
 #end
 #else
 #for q in 0..4
-        let t${q} = load_b(at.b, k, col + ${q}u);
+        var y${q}: array<vec4<f32>, ${FOURS}>;
+#end
+#for c in 0..${FOURS}
+        {
+#for q in 0..4
+            let t${q} = load_b(at.b, k, col + ${c}u * 4u + ${q}u);
 #end
 #for q in 0..4
-        let y${q} = vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]);
+            y${q}[${c}] = vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]);
+#end
+        }
 #end
 #endif
 #if A_BY_ROW
@@ -249,7 +352,9 @@ fn lanes(
             let e = x[${q}u * (${ROWS}u / 4u) + ${piece}u];
 #endif
 #for r in 0..4
-            acc[${piece}u * 4u + ${r}u] = fma(vec4<f32>(e[${r}]), y${q}, acc[${piece}u * 4u + ${r}u]);
+#for c in 0..${FOURS}
+            acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u] = fma(vec4<f32>(e[${r}]), y${q}[${c}], acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u]);
+#end
 #end
         }
 #end
@@ -262,25 +367,35 @@ fn lanes(
 #else
             let e = x[${r}];
 #endif
-            var s = acc[${r}];
-#for q in 0..4
-            s = fma(vec4<f32>(e[${q}]), y${q}, s);
+#for c in 0..${FOURS}
+            var s${c} = acc[${r}u * ${FOURS}u + ${c}u];
 #end
-            acc[${r}] = s;
+#for q in 0..4
+#for c in 0..${FOURS}
+            s${c} = fma(vec4<f32>(e[${q}]), y${q}[${c}], s${c});
+#end
+#end
+#for c in 0..${FOURS}
+            acc[${r}u * ${FOURS}u + ${c}u] = s${c};
+#end
         }
 #end
 #endif
     }
     // Indexing acc at run time would force it to memory, and storing row by row would be much code.
     for (var r = 0u; r < min(${ROWS}u, params.m - row); r += 4u) {
-        var v: mat4x4<f32>;
+#for c in 0..${FOURS}
+        {
+            var v: mat4x4<f32>;
 #for q in 0..4
-        v[${q}] = acc[${q}];
+            v[${q}] = acc[${q}u * ${FOURS}u + ${c}u];
 #for i in 1..${ROWS}/4
-        v[${q}] = select(v[${q}], acc[${i}u * 4u + ${q}u], r == ${i}u * 4u);
+            v[${q}] = select(v[${q}], acc[(${i}u * 4u + ${q}u) * ${FOURS}u + ${c}u], r == ${i}u * 4u);
 #end
 #end
-        keep(at.out, row + r, col, v);
+            keep(at.out, row + r, col + ${c}u * 4u, v);
+        }
+#end
     }
 }
 #endif
@@ -456,7 +571,7 @@ fn block_b(base: u32, k: u32, col: u32) -> mat4x4<f32> {
 fn load_column(base: u32, k: u32, col: u32) -> vec4<${T}> {
     let at = base + col * params.b_n;
 #if B_VEC
-    return b[(at + k) / 4u];
+    return b_four(at + k);
 #else
     let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
     let i = at + min(l, vec4<u32>(params.k - 1u)) * params.b_k;

@@ -379,8 +379,10 @@ fn is_vec4(ty: &str) -> bool {
 pub struct Declared {
     pub binding: usize,
     pub name: String,
-    /// Declared as `array<vec4<…>>`.
+    /// Declared as an array of fours.
     pub wide: bool,
+    /// Those are `vec2<u64>`.
+    pub pairs: bool,
     pub written: bool,
 }
 
@@ -402,7 +404,8 @@ pub fn declared(text: &str) -> Vec<Declared> {
             out.push(Declared {
                 binding,
                 name: name.trim().to_string(),
-                wide: is_vec4(element),
+                wide: is_vec4(element) || element.starts_with("vec2<u64>"),
+                pairs: element.starts_with("vec2<u64>"),
                 written: space.contains("write"),
             });
         }

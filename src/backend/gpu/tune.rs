@@ -234,6 +234,20 @@ mod tests {
     }
 
     #[test]
+    fn the_environment_turns_it_off() {
+        let off = std::env::var("WGRAD_AUTOTUNE").is_ok_and(|v| v == "0");
+        assert_eq!(Tuner::new(&format!("none-{}", std::process::id())).has_time(), !off);
+        if off {
+            return;
+        }
+        // The environment of a process with threads must not change; another one's may.
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "backend::gpu::tune::tests::the_environment_turns_it_off";
+        let out = again.args(["--exact", name]).env("WGRAD_AUTOTUNE", "0").output().unwrap();
+        assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("1 passed"), "{out:?}");
+    }
+
+    #[test]
     fn choices_outlive_the_process() {
         let id = format!("test-{}", std::process::id());
         let tuner = Tuner::new(&id);

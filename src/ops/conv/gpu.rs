@@ -25,7 +25,8 @@ pub(crate) struct Problem {
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Kernel {
-    /// Registers only: `width` invocations share `rows` rows of `4 * width` columns.
+    /// Registers only: `width` invocations share `rows` rows of `4 * width` columns. `subgroup`: they are a subgroup,
+    /// and memory is read in words of 64 bits.
     Lanes { rows: usize, width: usize, subgroup: bool },
     /// Workgroup memory: 64 invocations compute tiles of `32 * pieces` squared.
     Tiles { pieces: usize },
@@ -42,7 +43,7 @@ pub(crate) const VARIANTS: &[(Kernel, Fits)] = &{
         adapter.class == AdapterClass::Software
     }
     fn subgroups(adapter: &AdapterInfo) -> bool {
-        software(adapter) && adapter.subgroup_size == Some(8)
+        software(adapter) && adapter.subgroup_size == Some(8) && adapter.pairs
     }
     [
         (Dot(64), |p, _| p.weight && p.params.rows <= 2),
@@ -356,6 +357,7 @@ impl Problem {
                     .flag("LANES", true)
                     .value("WIDTH", width)
                     .flag("SUBGROUP", subgroup)
+                    .flag("PAIRS", subgroup)
                     .value("ROWS", rows)
                     .value("LOADS", if subgroup { rows / 8 } else { rows })
                     .value("STEP", if a_vec || self.weight { 4 } else { 1 })

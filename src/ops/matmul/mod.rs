@@ -81,6 +81,9 @@ pub(in crate::ops) struct Problem {
     /// Whether `b` is the first input, as this is the transposed product.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
     exchanged: bool,
+    /// Whether the epilogue reads an operand too, which must then be declared as it expects.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
+    shared: bool,
     batch: Dims,
 }
 
@@ -130,6 +133,7 @@ impl Problem {
             a: Operand::new(a),
             b: Operand::new(b),
             exchanged: false,
+            shared: call.post.loads.iter().any(|l| l.binding < 2),
             batch: Dims::new(),
         };
         problem.batch = collapse(&a.shape[..rank - 2], &mut [&mut problem.a.batch, &mut problem.b.batch]);

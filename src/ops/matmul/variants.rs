@@ -46,17 +46,18 @@ impl Problem {
         if self.padded(columns, rows) < self.padded(rows, columns) { self.exchange() } else { self }
     }
 
-    /// The rows of a software adapter's tiles that take least time, by what was measured of a tile's parts: four steps
-    /// of k cost 30 ns for each load of a vector of `vec4`s, 5 ns for each row of multiplications, and a row's
-    /// end 115 ns. Each tile is one thread's.
-    fn best_rows(&self) -> usize {
+    /// The rows and fours of columns of a software adapter's tiles that take least time, by what was measured of a
+    /// tile's parts: four steps of k cost 18 ns for each load of a vector of `vec4`s, 5 ns for each row of
+    /// multiplications by four columns, and a row's end 115 ns. Each tile is one thread's.
+    fn best_lanes(&self) -> [usize; 2] {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let cost = |rows: usize| {
-            let p = self.clone().turned_for(rows, 32);
-            let tile = p.k.div_ceil(4) * (30 * (rows / 8 + 4) + 5 * rows) + 115 * rows.min(p.m);
-            p.tiles(rows, 32).div_ceil(threads) * tile
+        let cost = |[rows, fours]: [usize; 2]| {
+            let p = self.clone().turned_for(rows, 32 * fours);
+            let tile = p.k.div_ceil(4) * (18 * (rows / 8 + 4 * fours) + 5 * rows * fours)
+                + 115 * rows.min(p.m) * fours;
+            p.tiles(rows, 32 * fours).div_ceil(threads) * tile
         };
-        [32, 16, 8].into_iter().min_by_key(|&rows| cost(rows)).unwrap_or(16)
+        [[32, 2], [32, 1], [16, 1], [8, 1]].into_iter().min_by_key(|&t| cost(t)).unwrap_or([16, 1])
     }
 
     /// Work done in tiles of a size, padding included.
@@ -85,12 +86,16 @@ pub(in crate::ops) enum Kernel {
     Axpy,
     /// A workgroup per 32 elements of a vector, where the matrix is contiguous along these.
     Slices,
-    /// Registers only: 8 invocations share `rows` rows of 32 columns.
-    Lanes { rows: usize, subgroup: bool },
+    /// Registers only: 8 invocations share `rows` rows of `32 * fours` columns. `subgroup`: they are a subgroup, and
+    /// memory is read in words of 64 bits.
+    Lanes { rows: usize, fours: usize, subgroup: bool },
     /// Workgroup memory: tiles of `4 * pieces * down` rows and `4 * pieces * across` columns, an invocation for each
     /// `4 * pieces` squared, `depth` steps of k at a time.
     Tiles { down: usize, across: usize, pieces: usize, depth: usize },
 }
+
+/// Operations up to which a product takes less time than the compiling of a faster kernel.
+const TINY: u64 = 1 << 15;
 
 /// The first that fits is taken.
 pub(in crate::ops) const VARIANTS: &[Variant] = &{
@@ -110,9 +115,12 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
     fn vector(p: &Problem, dtype: DType) -> bool {
         dtype == DType::F32 && p.is_vector()
     }
-    fn lanes(p: &Problem, dtype: DType, adapter: &AdapterInfo, rows: usize) -> bool {
-        let subgroups = adapter.subgroup_size == Some(8);
-        dtype == DType::F32 && software(adapter) && subgroups && p.best_rows() == rows
+    const fn lane_tiles(rows: usize, fours: usize) -> Kernel {
+        Lanes { rows, fours, subgroup: true }
+    }
+    fn lanes(p: &Problem, dtype: DType, adapter: &AdapterInfo, tile: [usize; 2]) -> bool {
+        let subgroups = adapter.subgroup_size == Some(8) && adapter.pairs;
+        dtype == DType::F32 && software(adapter) && subgroups && p.best_lanes() == tile
     }
     /// Tiles that keep an adapter busy.
     fn many(adapter: &AdapterInfo) -> usize {
@@ -120,6 +128,8 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
     }
     [
         row(Any, |_, dtype, _| dtype != DType::F32),
+        // Software drivers take long to compile the others.
+        row(Any, |p, _, adapter| software(adapter) && p.flops() <= TINY && p.k <= 512),
         // A software adapter has few threads to fill, and a barrier is dear there.
         row(Dot(64), |p, dtype, adapter| vector(p, dtype) && software(adapter) && p.outputs() < 32),
         row(Axpy, |p, dtype, adapter| vector(p, dtype) && software(adapter)),
@@ -127,10 +137,13 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         row(Slices, |p, dtype, _| vector(p, dtype) && p.clone().into_column().has_columns()),
         row(Dot(64), |p, dtype, _| vector(p, dtype)),
         // Larger tiles need fewer loads for the same work.
-        row(Lanes { rows: 32, subgroup: true }, |p, dtype, adapter| lanes(p, dtype, adapter, 32)),
-        row(Lanes { rows: 16, subgroup: true }, |p, dtype, adapter| lanes(p, dtype, adapter, 16)),
-        row(Lanes { rows: 8, subgroup: true }, |p, dtype, adapter| lanes(p, dtype, adapter, 8)),
-        row(Lanes { rows: 8, subgroup: false }, |_, dtype, adapter| dtype == DType::F32 && software(adapter)),
+        row(lane_tiles(32, 2), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 2])),
+        row(lane_tiles(32, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1])),
+        row(lane_tiles(16, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [16, 1])),
+        row(lane_tiles(8, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [8, 1])),
+        row(Lanes { rows: 8, fours: 1, subgroup: false }, |_, dtype, adapter| {
+            dtype == DType::F32 && software(adapter)
+        }),
         tiles([16, 16, 2, 16], |p, _, adapter| !software(adapter) && p.tiles(128, 128) >= many(adapter)),
         tiles([16, 8, 2, 8], |p, _, adapter| !software(adapter) && p.tiles(128, 64) >= many(adapter)),
         tiles([8, 8, 2, 16], |p, _, adapter| !software(adapter) && p.tiles(64, 64) >= many(adapter) / 2),
@@ -211,7 +224,7 @@ impl Kernel {
     /// Rows and columns of the output that a workgroup computes.
     pub(in crate::ops) fn tile(self) -> Option<[usize; 2]> {
         match self {
-            Kernel::Lanes { rows, .. } => Some([rows, 32]),
+            Kernel::Lanes { rows, fours, .. } => Some([rows, 32 * fours]),
             Kernel::Tiles { down, across, pieces, .. } => Some([4 * pieces * down, 4 * pieces * across]),
             _ => None,
         }
@@ -244,11 +257,17 @@ impl Variant {
         let column = dot || matches!(self.kernel, Kernel::Axpy | Kernel::Slices);
         // Along k where that is possible. Dot products can use no other.
         let a_along_k = p.a.aligned(p.k, p.a.columns, p.a.rows);
-        let a_by_row = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
-        let a_vec = !any && (a_along_k || a_by_row);
+        let a_along_m = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
         let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
         let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
-        let b_vec = !any && self.kernel != Kernel::Slices && (along_k || along_n);
+        // In words of 64 bits fours may be read from anywhere in a contiguous dimension.
+        let loose = matches!(self.kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared;
+        let a_loose = loose && !a_along_k && !a_along_m && (p.a.columns == 1 || p.a.rows == 1);
+        let b_loose = loose && !along_k && !along_n && (p.b.rows == 1 || p.b.columns == 1);
+        let a_by_row = a_along_m || a_loose && p.a.columns != 1;
+        let along_k = along_k || b_loose && p.b.columns != 1;
+        let a_vec = !any && (a_along_k || a_by_row || a_loose);
+        let b_vec = !any && self.kernel != Kernel::Slices && (along_k || along_n || b_loose);
         // (m, n) of the output as this product has them.
         let (out_m, out_n) = if p.exchanged { (1, p.m) } else { (p.n, 1) };
         let turned = out_n != 1 && p.m.is_multiple_of(4) && !column && !any;
@@ -277,11 +296,13 @@ impl Variant {
                 let rows = if a_by_row { 256 } else { 64 };
                 ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)
             }
-            Kernel::Lanes { rows, subgroup } => {
+            Kernel::Lanes { rows, fours, subgroup } => {
                 let loads = if subgroup { rows / 8 } else { rows };
-                let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup);
-                let defines = defines.value("ROWS", rows).value("LOADS", loads);
-                ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32))
+                let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup).flag("PAIRS", subgroup);
+                let defines = defines.value("ROWS", rows).value("LOADS", loads).value("FOURS", fours);
+                let defines = defines.flag("A_LOOSE", a_loose).flag("B_LOOSE", b_loose);
+                let defines = defines.flag("EIGHTS_LOOSE", b_loose && fours == 2);
+                ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32 * fours))
             }
             Kernel::Slices => ("slices_of_columns", defines.flag("SLICES", true), p.m.div_ceil(32), 1),
             Kernel::Tiles { down, across, pieces, depth } => {

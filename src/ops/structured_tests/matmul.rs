@@ -169,6 +169,47 @@ fn an_epilogue_with_many_operands() {
 }
 
 #[test]
+fn an_operand_that_the_epilogue_reads_too() {
+    // a · b + a, in sizes whose rows are aligned and not.
+    for n in [64, 63] {
+        let l = matrix("rows", 1, n, n);
+        let (x, y) = (noise(n * n, 1), noise(n * n, 2));
+        let expected: Vec<f64> =
+            product(&l, &x, &l, &y).iter().zip(&x).map(|(p, &x)| p + f64::from(x)).collect();
+        let mut call = call(Matmul, &[(F32, l.clone()), (F32, l.clone())], &[1, n, n], F32);
+        call.post.loads.push(Access { binding: 0, dtype: F32, layout: l });
+        let args = [0u16, 1].into_iter().collect();
+        call.post.insts.extend([Inst::Load(0), Inst::Op { op: &ADD, operand: F32, result: F32, args }]);
+        call.post.stores[0].value = 2;
+        for device in devices() {
+            let got = run(&*device, &call, &[f32::to_bytes(&x), f32::to_bytes(&y)]).unwrap();
+            close(&format!("{n} on {}", device.name()), &got, &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn products_whose_sums_are_cut() {
+    #[cfg(feature = "gpu")]
+    let names = ["cpu".to_string(), std::env::var("WGRAD_TEST_ADAPTER").unwrap_or("llvmpipe".into())];
+    #[cfg(not(feature = "gpu"))]
+    let names = ["cpu".to_string()];
+    // Whole numbers, of which every sum on the way is exact: below 2^24, so nothing is rounded.
+    let whole = |n: usize, step: usize| (0..n).map(|i| (i * step % 23) as f32 - 11.0).collect::<Vec<f32>>();
+    // On software adapters a machine of two threads cuts the first two; the last has no equal parts.
+    for (m, n, k) in [(16, 20, 1 << 14), (32, 1, 1 << 13), (3, 5, 16_383)] {
+        let (x, y) = (whole(m * k, 7), whole(k * n, 5));
+        let expected = product(&matrix("rows", 1, m, k), &x, &matrix("rows", 1, k, n), &y);
+        for name in &names {
+            let options = crate::options().device(crate::device(name).unwrap());
+            let (a, b) = (options.clone().from_slice(&x, [m, k]), options.from_slice(&y, [k, n]));
+            let got = f32::to_bytes(&a.matmul(&b).to_vec::<f32>().unwrap());
+            close(&format!("{m}x{n}x{k} on {name}"), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
 fn products_of_other_types_and_of_infinities() {
     let (a, b) = (matrix("rows", 2, 5, 9), matrix("columns", 2, 9, 6));
     let ints = |n: usize| (0..n as i32).map(|i| i * 7 % 23 - 11).collect::<Vec<i32>>();

@@ -222,7 +222,7 @@ fn epilogue(
                     format!("{}: an epilogue may not store to an input of its template", s.op.0.name());
                 return Err(fault(ErrorKind::Backend, message));
             }
-            buffers.push(Buffer { name: d.name.clone(), wide: d.wide, pairs: false });
+            buffers.push(Buffer { name: d.name.clone(), wide: d.wide, pairs: d.pairs });
             continue;
         }
         let accesses = || post.loads.iter().chain(post.stores.iter().map(|s| &s.to));
