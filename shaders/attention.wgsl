@@ -23,6 +23,7 @@
 //! variant tiles, queries: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
 //! variant tiles, keys: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 KEYS=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
 
+#import loops
 #import nan
 
 struct Params {
@@ -107,12 +108,6 @@ struct Place {
     b_out: u32,
     // By the queries' rows.
     row: u32,
-}
-
-// `n`, as a loop's bound. Where a bound is nothing but a uniform, some software drivers compile the kernel anew
-// for each value at each dispatch; so an always-zero bit that is not uniform is mixed in.
-fn bound(n: u32, tile: u32) -> u32 {
-    return n + (tile >> 31u);
 }
 
 fn place(number: u32) -> Place {
@@ -536,53 +531,21 @@ fn exp_or_zero(v: vec4<f32>) -> vec4<f32> {
     return select(exp(v), vec4<f32>(), v < vec4<f32>(LEAST));
 }
 
-// The products of 32 rows of x from `start` with 32 of a from `t`.
-fn scores(at: Place, start: u32, t: u32, index: u32) -> Block {
+#for FLAG products mine theirs columns in 1 scores x a e, BACKWARD slopes_of y b v
+#if ${FLAG}
+// The products of 32 rows of ${mine} from `start` with 32 of ${theirs} from `t`.
+fn ${products}(at: Place, start: u32, t: u32, index: u32) -> Block {
     var s: Block;
     let row = index / 2u;
-    let mine = min(start + row, params.mine - 1u);
-    let theirs = min(t + row, params.theirs - 1u);
-    for (var d = 0u; d < params.e; d += 16u) {
+    let own = min(start + row, params.mine - 1u);
+    let other = min(t + row, params.theirs - 1u);
+    for (var d = 0u; d < params.${columns}; d += 16u) {
         workgroupBarrier();
 #for h in 0..2
         {
             let l = index % 2u * 8u + ${h}u * 4u;
-            let u = load_x(at.x, mine, d + l);
-            let w = load_a(at.a, theirs, d + l);
-#for c in 0..4
-            stage[(l + ${c}u) * 8u + row / 4u][row % 4u] = u[${c}];
-            stage[128u + (l + ${c}u) * 8u + row / 4u][row % 4u] = w[${c}];
-#end
-        }
-#end
-        workgroupBarrier();
-#for k in 0..16
-        {
-            let u = stage[${k}u * 8u + index / 8u];
-            let w = stage[128u + ${k}u * 8u + index % 8u];
-#for r in 0..4
-            s[${r}] = fma(vec4<f32>(u[${r}]), w, s[${r}]);
-#end
-        }
-#end
-    }
-    return s;
-}
-
-#if BACKWARD
-// The same of y and b.
-fn slopes_of(at: Place, start: u32, t: u32, index: u32) -> Block {
-    var s: Block;
-    let row = index / 2u;
-    let mine = min(start + row, params.mine - 1u);
-    let theirs = min(t + row, params.theirs - 1u);
-    for (var d = 0u; d < params.v; d += 16u) {
-        workgroupBarrier();
-#for h in 0..2
-        {
-            let l = index % 2u * 8u + ${h}u * 4u;
-            let u = load_y(at.y, mine, d + l);
-            let w = load_b(at.b, theirs, d + l);
+            let u = load_${mine}(at.${mine}, own, d + l);
+            let w = load_${theirs}(at.${theirs}, other, d + l);
 #for c in 0..4
             stage[(l + ${c}u) * 8u + row / 4u][row % 4u] = u[${c}];
             stage[128u + (l + ${c}u) * 8u + row / 4u][row % 4u] = w[${c}];
@@ -603,6 +566,7 @@ fn slopes_of(at: Place, start: u32, t: u32, index: u32) -> Block {
     return s;
 }
 #endif
+#end
 
 @compute @workgroup_size(64)
 fn tiles(

@@ -30,6 +30,7 @@
 //! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 INNER=16 VEC4=0
 //! variant weight, dot products: DOT=1 WEIGHT=1 WIDTH=64 VEC4=0
 
+#import loops
 #if PAIRS
 #import pairs
 #endif
@@ -81,47 +82,26 @@ struct Params {
     div_x: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-#if B_VEC
+#for X x at in B x 2, A w 3
+#if ${X}_VEC
 #if PAIRS
-@group(0) @binding(2) var<storage, read> x: array<vec2<u64>>;
+@group(0) @binding(${at}) var<storage, read> ${x}: array<vec2<u64>>;
 
-fn x_four(at: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(from_pairs(x[at / 4u]));
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(${x}[at / 4u]));
 }
 #else
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(${at}) var<storage, read> ${x}: array<vec4<f32>>;
 
-fn x_four(at: u32) -> vec4<f32> {
-    return x[at / 4u];
-}
-#endif
-#else
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-#endif
-#if A_VEC
-#if PAIRS
-@group(0) @binding(3) var<storage, read> w: array<vec2<u64>>;
-
-fn w_four(at: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(from_pairs(w[at / 4u]));
-}
-#else
-@group(0) @binding(3) var<storage, read> w: array<vec4<f32>>;
-
-fn w_four(at: u32) -> vec4<f32> {
-    return w[at / 4u];
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return ${x}[at / 4u];
 }
 #endif
 #else
-@group(0) @binding(3) var<storage, read> w: array<f32>;
+@group(0) @binding(${at}) var<storage, read> ${x}: array<f32>;
 #endif
+#end
 #epilogue
-
-// `n`, as a loop's bound. Where a bound is nothing but a uniform, some software drivers compile the kernel anew
-// for each value at each dispatch; so an always-zero bit that is not uniform is mixed in.
-fn bound(n: u32, tile: u32) -> u32 {
-    return n + (tile >> 31u);
-}
 
 // Four places: where they are in their image, times `mul`, plus `off`; and where their group's image begins in x.
 struct Places {

@@ -17,6 +17,8 @@
 //! variant scatter of rows: ROWS=1 UNROLL=1 COLUMNS=1 T=f32 S=f32 RANK=1 VEC=0 VEC4=0
 //! variant scatter of rows, vec4: ROWS=1 UNROLL=2 COLUMNS=4 T=f32 S=f32 RANK=1 VEC=1 VEC4=1
 
+#import loops
+
 struct Params {
     // Invocations that have something to do.
     total: u32,
@@ -64,12 +66,6 @@ fn keep(i: u32, v: Item) {
 #else
     store(params.out_offset + i, v);
 #endif
-}
-
-// `n`, as a loop's bound: for bounds that are nothing but a uniform, some software drivers compile the kernel
-// anew at each dispatch.
-fn bound(n: u32, i: u32) -> u32 {
-    return n | (i >> 31u);
 }
 
 @compute @workgroup_size(64)

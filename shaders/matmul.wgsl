@@ -29,6 +29,7 @@
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
 //! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
 
+#import loops
 #if PAIRS
 #import pairs
 #endif
@@ -57,62 +58,36 @@ struct Params {
     batch: array<vec4<u32>, 8>,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-#if A_VEC
+#for X x at in A a ${A_AT}, B b ${B_AT}
+#if ${X}_VEC
 #if PAIRS
-#if A_LOOSE
-@group(0) @binding(${A_AT}) var<storage, read> a: array<u64>;
+#if ${X}_LOOSE
+@group(0) @binding(${at}) var<storage, read> ${x}: array<u64>;
 
 // Four elements from any place.
-fn a_four(at: u32) -> vec4<f32> {
+fn ${x}_four(at: u32) -> vec4<f32> {
     let i = at / 2u;
-    let aligned = from_pairs(vec2<u64>(a[i], a[i + 1u]));
-    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, aligned, a[i + 2u]));
+    let aligned = from_pairs(vec2<u64>(${x}[i], ${x}[i + 1u]));
+    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, aligned, ${x}[i + 2u]));
 }
 #else
-@group(0) @binding(${A_AT}) var<storage, read> a: array<vec2<u64>>;
+@group(0) @binding(${at}) var<storage, read> ${x}: array<vec2<u64>>;
 
-fn a_four(at: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(from_pairs(a[at / 4u]));
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(${x}[at / 4u]));
 }
 #endif
 #else
-@group(0) @binding(${A_AT}) var<storage, read> a: array<vec4<${T}>>;
+@group(0) @binding(${at}) var<storage, read> ${x}: array<vec4<${T}>>;
 
-fn a_four(at: u32) -> vec4<${T}> {
-    return a[at / 4u];
+fn ${x}_four(at: u32) -> vec4<${T}> {
+    return ${x}[at / 4u];
 }
 #endif
 #else
-@group(0) @binding(${A_AT}) var<storage, read> a: array<${T}>;
+@group(0) @binding(${at}) var<storage, read> ${x}: array<${T}>;
 #endif
-#if B_VEC
-#if PAIRS
-#if B_LOOSE
-@group(0) @binding(${B_AT}) var<storage, read> b: array<u64>;
-
-// Four elements from any place.
-fn b_four(at: u32) -> vec4<f32> {
-    let i = at / 2u;
-    let aligned = from_pairs(vec2<u64>(b[i], b[i + 1u]));
-    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, aligned, b[i + 2u]));
-}
-#else
-@group(0) @binding(${B_AT}) var<storage, read> b: array<vec2<u64>>;
-
-fn b_four(at: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(from_pairs(b[at / 4u]));
-}
-#endif
-#else
-@group(0) @binding(${B_AT}) var<storage, read> b: array<vec4<${T}>>;
-
-fn b_four(at: u32) -> vec4<${T}> {
-    return b[at / 4u];
-}
-#endif
-#else
-@group(0) @binding(${B_AT}) var<storage, read> b: array<${T}>;
-#endif
+#end
 #epilogue
 
 // The first element of a batch in a, b and the output.
@@ -120,12 +95,6 @@ struct Place {
     a: u32,
     b: u32,
     out: u32,
-}
-
-// `n`, as a loop's bound. Where a bound is nothing but a uniform, some software drivers compile the kernel anew
-// for each value at each dispatch; so an always-zero bit that is not uniform is mixed in.
-fn bound(n: u32, tile: u32) -> u32 {
-    return n + (tile >> 31u);
 }
 
 fn place(batch: u32) -> Place {
@@ -140,11 +109,6 @@ fn place(batch: u32) -> Place {
     }
 #endif
     return at;
-}
-
-// The number of this workgroup in a grid that is folded because each of its dimensions is limited.
-fn tile_of(group: vec3<u32>, grid: vec3<u32>) -> u32 {
-    return (group.z * grid.y + group.y) * grid.x + group.x;
 }
 
 #if ANY
@@ -295,7 +259,7 @@ fn lanes(
     @builtin(local_invocation_index) lane: u32,
 #endif
 ) {
-    let tile = tile_of(group, grid);
+    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
     if tile >= params.tiles {
         return;
     }
@@ -624,7 +588,7 @@ fn axpy(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let tile = tile_of(group, grid);
+    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
     if tile >= params.tiles {
         return;
     }
@@ -699,7 +663,7 @@ fn any_strides(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let i = tile_of(group, grid) * 64u + index;
+    let i = ((group.z * grid.y + group.y) * grid.x + group.x) * 64u + index;
     if i >= params.tiles {
         return;
     }

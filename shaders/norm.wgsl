@@ -9,23 +9,23 @@
 // the workgroup is one subgroup. It is kept in CHUNKS vec4s of each invocation, or read anew in each of the loops
 // over it (CHUNKS is 0). Each takes `each` rows in turn, with the same weights.
 // UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
-// WEIGHT, BIAS: whether there are any; W_AT, B_AT: their bindings. VEC: rows are read in vec4s. WHOLE: by which none
+// G, WEIGHT, BIAS: whether there are any; ADDED: whether BIAS is an input, not asked for. X_AT, W_AT, B_AT: bindings. VEC: rows are read in vec4s. WHOLE: by which none
 // is cut short. WIDTH: size of a workgroup.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 W_AT=3 B_AT=3 VEC=0 VEC4=0 WHOLE=0
-//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
-//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
-//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 W_AT=3 B_AT=3 VEC=1 VEC4=1 WHOLE=0
-//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=3 VEC=0 VEC4=0 WHOLE=0
+//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
+//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
+//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=3 VEC=1 VEC4=1 WHOLE=0
+//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
 
 struct Params {
     rows: u32,
@@ -40,49 +40,15 @@ struct Params {
     b_offset: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
+#for FLAG input at in 1 x ${X_AT}, G g 2, WEIGHT weight ${W_AT}, ADDED bias ${B_AT}
+#if ${FLAG}
 #if VEC
-#if GRADIENT
-@group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(${at}) var<storage, read> ${input}: array<vec4<f32>>;
 #else
-#if PARAMETERS
-@group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-#else
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(${at}) var<storage, read> ${input}: array<f32>;
 #endif
 #endif
-#if WEIGHT
-@group(0) @binding(${W_AT}) var<storage, read> weight: array<vec4<f32>>;
-#endif
-#if PARAMETERS
-#else
-#if BIAS
-@group(0) @binding(${B_AT}) var<storage, read> bias: array<vec4<f32>>;
-#endif
-#endif
-#else
-#if GRADIENT
-@group(0) @binding(2) var<storage, read> g: array<f32>;
-@group(0) @binding(3) var<storage, read> x: array<f32>;
-#else
-#if PARAMETERS
-@group(0) @binding(2) var<storage, read> g: array<f32>;
-@group(0) @binding(3) var<storage, read> x: array<f32>;
-#else
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-#endif
-#endif
-#if WEIGHT
-@group(0) @binding(${W_AT}) var<storage, read> weight: array<f32>;
-#endif
-#if PARAMETERS
-#else
-#if BIAS
-@group(0) @binding(${B_AT}) var<storage, read> bias: array<f32>;
-#endif
-#endif
-#endif
+#end
 #epilogue
 
 #if WHOLE
@@ -118,58 +84,31 @@ fn places(base: u32, j: u32) -> vec4<u32> {
 }
 #endif
 
-fn load_x(base: u32, j: u32) -> vec4<f32> {
+#for FLAG input in 1 x, G g
+#if ${FLAG}
+fn load_${input}(base: u32, j: u32) -> vec4<f32> {
 #if VEC
-    return only(j, x[place(params.x_offset + base, j)]);
+    return only(j, ${input}[place(params.${input}_offset + base, j)]);
 #else
-    let i = places(params.x_offset + base, j);
-    return only(j, vec4<f32>(x[i.x], x[i.y], x[i.z], x[i.w]));
+    let i = places(params.${input}_offset + base, j);
+    return only(j, vec4<f32>(${input}[i.x], ${input}[i.y], ${input}[i.z], ${input}[i.w]));
 #endif
 }
+#endif
+#end
 
-#if WEIGHT
-fn load_weight(j: u32) -> vec4<f32> {
+#for FLAG input offset in WEIGHT weight w_offset, ADDED bias b_offset
+#if ${FLAG}
+fn load_${input}(j: u32) -> vec4<f32> {
 #if VEC
-    return weight[place(params.w_offset, j)];
+    return ${input}[place(params.${offset}, j)];
 #else
-    let i = places(params.w_offset, j);
-    return vec4<f32>(weight[i.x], weight[i.y], weight[i.z], weight[i.w]);
+    let i = places(params.${offset}, j);
+    return vec4<f32>(${input}[i.x], ${input}[i.y], ${input}[i.z], ${input}[i.w]);
 #endif
 }
 #endif
-
-// The gradient of the result.
-#if GRADIENT
-fn load_g(base: u32, j: u32) -> vec4<f32> {
-#if VEC
-    return only(j, g[place(params.g_offset + base, j)]);
-#else
-    let i = places(params.g_offset + base, j);
-    return only(j, vec4<f32>(g[i.x], g[i.y], g[i.z], g[i.w]));
-#endif
-}
-#endif
-#if PARAMETERS
-fn load_g(base: u32, j: u32) -> vec4<f32> {
-#if VEC
-    return only(j, g[place(params.g_offset + base, j)]);
-#else
-    let i = places(params.g_offset + base, j);
-    return only(j, vec4<f32>(g[i.x], g[i.y], g[i.z], g[i.w]));
-#endif
-}
-#else
-#if BIAS
-fn load_bias(j: u32) -> vec4<f32> {
-#if VEC
-    return bias[place(params.b_offset, j)];
-#else
-    let i = places(params.b_offset, j);
-    return vec4<f32>(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
-#endif
-}
-#endif
-#endif
+#end
 
 fn keep(base: u32, j: u32, v: vec4<f32>) {
 #if VEC

@@ -353,6 +353,10 @@ impl Rows {
             .flag("RMS", op.rms)
             .flag("WEIGHT", weight)
             .flag("BIAS", bias)
+            // Which inputs there are, and where.
+            .flag("G", x > 0)
+            .flag("ADDED", bias && !self.parameters)
+            .value("X_AT", 2 + x)
             .value("W_AT", 2 + w)
             .value("B_AT", 2 + b)
             .flag("VEC", vec)

@@ -2,8 +2,9 @@
 //! expand the one it runs, so it knows nothing but text.
 //!
 //! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#epilogue`, `#status`,
-//! and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `${NAME}` in any other
-//! line is replaced by a define. Shared functions are written once in terms of `F`, `I`,
+//! and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `#for P Q in a b, c d` repeats
+//! them for words: first with `${P}` for a and `${Q}` for b. `${NAME}` in any other line, or behind `#if`, is replaced
+//! by a define; `#if` takes numbers, too. Shared functions are written once in terms of `F`, `I`,
 //! `U` and `B`. They come in a scalar form under their own name and in a 4-vector form, `name4`; only what the
 //! text mentions is linked in.
 
@@ -65,7 +66,14 @@ impl Expander<'_> {
             let (word, rest) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
             let rest = rest.split("//").next().unwrap_or("").trim();
             match word {
-                "if" => open.push((defined(rest).is_some_and(|v| v != "0"), active)),
+                "if" => {
+                    let mut name = String::new();
+                    if active {
+                        substitute(rest, &defined, &mut name).map_err(fault)?;
+                    }
+                    let value = name.parse::<u32>().map_or_else(|_| defined(&name), |_| Some(&name));
+                    open.push((value.is_some_and(|v| v != "0"), active));
+                }
                 "else" => match open.last_mut() {
                     Some((here, _)) => *here = !*here,
                     None => return Err(fault("#else without #if".into())),
@@ -82,12 +90,13 @@ impl Expander<'_> {
                     if active {
                         let mut head = String::new();
                         substitute(rest, &defined, &mut head).map_err(fault)?;
-                        let (name, range) =
-                            parse_loop(&head).ok_or_else(|| fault("not a #for NAME in A..B".into()))?;
-                        for i in range {
-                            counters.push((name.to_string(), i.to_string()));
+                        let turns = parse_loop(&head)
+                            .ok_or_else(|| fault("not a #for NAME in A..B, or in words".into()))?;
+                        let outer = counters.len();
+                        for turn in turns {
+                            counters.extend(turn);
                             self.block(&body[..len], counters)?;
-                            counters.pop();
+                            counters.truncate(outer);
                         }
                     }
                     continue;
@@ -118,13 +127,22 @@ fn end_of_loop(lines: &[(usize, &str)]) -> Option<usize> {
     })
 }
 
-/// `NAME in A..B`, where B may be a quotient.
-fn parse_loop(head: &str) -> Option<(&str, std::ops::Range<u32>)> {
-    let (name, range) = head.split_once(" in ")?;
-    let (from, to) = range.split_once("..")?;
-    let (to, by) = to.split_once('/').unwrap_or((to, "1"));
-    let number = |s: &str| s.trim().parse::<u32>().ok();
-    Some((name.trim(), number(from)?..number(to)?.checked_div(number(by)?)?))
+/// What names stand for in each turn of `NAME in A..B`, where B may be a quotient, or of `P Q in a b, c d`.
+fn parse_loop(head: &str) -> Option<Vec<Vec<(String, String)>>> {
+    let (names, values) = head.split_once(" in ")?;
+    let names: Vec<&str> = names.split_whitespace().collect();
+    if let (&[name], Some((from, to))) = (&names[..], values.split_once("..")) {
+        let (to, by) = to.split_once('/').unwrap_or((to, "1"));
+        let number = |s: &str| s.trim().parse::<u32>().ok();
+        let range = number(from)?..number(to)?.checked_div(number(by)?)?;
+        return Some(range.map(|i| vec![(name.to_string(), i.to_string())]).collect());
+    }
+    let turn = |words: &str| {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let pairs = names.iter().zip(&words).map(|(n, w)| (n.to_string(), w.to_string()));
+        (words.len() == names.len()).then(|| pairs.collect())
+    };
+    values.split(',').map(turn).collect()
 }
 
 fn substitute<'a>(
