@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use crate::graph::device::Device;
 use crate::graph::dtype::DType;
+use crate::graph::layout::Dims;
 use crate::tensor::{Tensor, WeakTensor};
 
 /// Gradients by input; `None` where nothing flows.
@@ -27,6 +28,8 @@ pub struct GradFn {
     pub(super) edges: SmallVec<[Option<Edge>; 3]>,
     pub(super) outputs: SmallVec<[OutputInfo; 1]>,
     pub(super) work: Mutex<Work>,
+    /// Bytes of the values that the formula holds.
+    saved_bytes: usize,
     /// Non-leaf tensors made here whose gradients were asked for.
     pub(super) retained: Mutex<Vec<(usize, WeakTensor)>>,
 }
@@ -34,6 +37,7 @@ pub struct GradFn {
 /// What an output is like.
 #[derive(Clone)]
 pub(crate) struct OutputInfo {
+    pub shape: Dims,
     pub dtype: DType,
     pub device: Device,
 }
@@ -70,6 +74,7 @@ impl GradFn {
             edges,
             outputs,
             work: Mutex::new(Work::Formula(formula)),
+            saved_bytes: super::saved::bytes_since(),
             retained: Mutex::default(),
         })
     }
@@ -83,6 +88,7 @@ impl GradFn {
             edges: SmallVec::new(),
             outputs: smallvec::smallvec![leaf.output_info()],
             work: Mutex::new(Work::Accumulate(leaf.downgrade())),
+            saved_bytes: 0,
             retained: Mutex::default(),
         })
     }
@@ -97,8 +103,31 @@ impl GradFn {
         self.edges.iter().map(|e| e.as_ref().map(|e| e.function.clone())).collect()
     }
 
+    /// The shapes of the tensors that it made.
+    pub fn output_shapes(&self) -> Vec<&[usize]> {
+        self.outputs.iter().map(|o| &o.shape[..]).collect()
+    }
+
     pub(crate) fn outputs(&self) -> &[OutputInfo] {
         &self.outputs
+    }
+
+    /// The leaf whose gradient an `AccumulateGrad` adds to, while it lives (`AccumulateGrad.variable`).
+    pub fn variable(&self) -> Option<Tensor> {
+        match &*self.work.lock() {
+            Work::Accumulate(leaf) => leaf.upgrade(),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the values that this function holds for the way back; none once a backward pass has been through.
+    pub fn saved_bytes(&self) -> usize {
+        if matches!(&*self.work.lock(), Work::Formula(_)) { self.saved_bytes } else { 0 }
+    }
+
+    /// Whether a backward pass has been through, and what was saved is gone.
+    pub fn is_freed(&self) -> bool {
+        matches!(&*self.work.lock(), Work::Freed)
     }
 
     /// The user's line that recorded it.

@@ -1,5 +1,6 @@
 //! What a function keeps of its inputs and outputs for the way back.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::function::{Edge, GradFn};
@@ -24,19 +25,34 @@ enum Link {
     Output,
 }
 
+thread_local! {
+    /// Bytes saved since the last function was made: they are the next one's.
+    static BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Takes the count of the bytes saved for the function being made.
+pub(super) fn bytes_since() -> usize {
+    BYTES.take()
+}
+
 impl Saved {
+    fn new(tensor: &Tensor, link: Link) -> Saved {
+        let node = tensor.node();
+        BYTES.set(BYTES.get() + node.bytes());
+        Saved { node, layout: tensor.layout().clone(), link }
+    }
+
     pub fn input(tensor: &Tensor) -> Saved {
-        let link = tensor.gradient_edge().map_or(Link::None, Link::Input);
-        Saved { node: tensor.node(), layout: tensor.layout().clone(), link }
+        Saved::new(tensor, tensor.gradient_edge().map_or(Link::None, Link::Input))
     }
 
     /// An input of which only the values matter (an index, a mask).
     pub fn value(tensor: &Tensor) -> Saved {
-        Saved { node: tensor.node(), layout: tensor.layout().clone(), link: Link::None }
+        Saved::new(tensor, Link::None)
     }
 
     pub fn output(tensor: &Tensor) -> Saved {
-        Saved { node: tensor.node(), layout: tensor.layout().clone(), link: Link::Output }
+        Saved::new(tensor, Link::Output)
     }
 
     pub fn unpack(&self, owner: &Arc<GradFn>) -> Tensor {

@@ -187,7 +187,11 @@ impl Tensor {
     }
 
     pub(crate) fn output_info(&self) -> crate::autograd::OutputInfo {
-        crate::autograd::OutputInfo { dtype: self.dtype(), device: self.device().clone() }
+        crate::autograd::OutputInfo {
+            shape: self.layout().shape.clone(),
+            dtype: self.dtype(),
+            device: self.device().clone(),
+        }
     }
 
     // ---- asking -------------------------------------------------------------------------------------------
