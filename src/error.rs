@@ -103,19 +103,27 @@ thread_local! {
     static LINE: Cell<Option<&'static Location<'static>>> = const { Cell::new(None) };
 }
 
+/// Restores the line, also when unwinding.
+struct Restore(Option<&'static Location<'static>>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        LINE.set(self.0);
+    }
+}
+
 /// Runs `f` as if all that it records stood on this line: an op that is made of others is the caller's doing, not
 /// theirs. The outermost line holds.
 pub(crate) fn on_line_of<R>(caller: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
-    /// Restores also when unwinding.
-    struct Restore(Option<&'static Location<'static>>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            LINE.set(self.0);
-        }
-    }
     let before = LINE.get();
     let _restore = Restore(before);
     LINE.set(Some(before.unwrap_or(caller)));
+    f()
+}
+
+/// Runs `f` with every op on its own line again: the user's code, called from within an op.
+pub(crate) fn on_own_lines<R>(f: impl FnOnce() -> R) -> R {
+    let _restore = Restore(LINE.take());
     f()
 }
 

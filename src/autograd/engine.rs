@@ -1,357 +1,31 @@
 //! The backward pass: functions in reverse order of recording, each once, gradients summed where paths meet.
 
+use std::cell::RefCell;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::panic::Location;
-use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+pub(super) use super::accumulate::accumulate;
 use super::function::{Edge, GradFn, Work};
-use super::mode::set_grad_enabled;
+use super::hooks::{self, Hook, Hooks};
+use super::mode::record_gradients;
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::ops::parts::add_gradients;
 use crate::tensor::Tensor;
 
-/// How to run a backward pass: the arguments of PyTorch's `Tensor.backward`.
-///
-/// ```
-/// # use wgrad::prelude::*;
-/// let x = ones([3]).requires_grad_(true);
-/// let y = &x * &x;
-/// y.backward_with(Backward::new().gradient(&ones([3])).retain_graph(true))?;
-/// y.backward_with(&ones([3]))?; // a tensor alone is the gradient
-/// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, [4.0; 3]);
-/// # Ok::<(), wgrad::Error>(())
-/// ```
-#[derive(Clone, Default)]
-pub struct Backward {
-    gradient: Option<Tensor>,
-    retain_graph: Option<bool>,
-    create_graph: bool,
-    inputs: Option<Vec<Tensor>>,
-}
-
-impl Backward {
-    pub fn new() -> Backward {
-        Backward::default()
-    }
-
-    /// The gradient of the tensor that `backward` is called on; needed unless it has one element.
-    pub fn gradient(mut self, gradient: &Tensor) -> Backward {
-        self.gradient = Some(gradient.clone());
-        self
-    }
-
-    /// Keep what was saved, so that another pass can go through the same graph. By default as `create_graph`.
-    pub fn retain_graph(mut self, retain: bool) -> Backward {
-        self.retain_graph = Some(retain);
-        self
-    }
-
-    /// Record the backward pass itself, for gradients of gradients.
-    pub fn create_graph(mut self, create: bool) -> Backward {
-        self.create_graph = create;
-        self
-    }
-
-    /// Accumulate into these tensors only.
-    pub fn inputs(mut self, inputs: &[&Tensor]) -> Backward {
-        self.inputs = Some(inputs.iter().map(|&t| t.clone()).collect());
-        self
-    }
-}
-
-impl From<&Tensor> for Backward {
-    fn from(gradient: &Tensor) -> Backward {
-        Backward::new().gradient(gradient)
-    }
-}
-
-impl Tensor {
-    /// Computes the gradients of this one-element tensor with respect to the leaves that it was made from, and
-    /// adds them to their `grad` (`Tensor.backward`).
-    ///
-    /// # Errors
-    /// If this tensor has more than one element or does not require grad; if the graph was freed by an earlier
-    /// pass; if anything on the way is invalid.
-    ///
-    /// ```
-    /// # use wgrad::prelude::*;
-    /// let x = tensor([2.0, 3.0]).requires_grad_(true);
-    /// (&x * &x).sum().backward()?;
-    /// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, [4.0, 6.0]);
-    /// # Ok::<(), wgrad::Error>(())
-    /// ```
-    #[track_caller]
-    pub fn backward(&self) -> Result<()> {
-        self.backward_with(Backward::new())
-    }
-
-    /// [`backward`](Tensor::backward) with arguments: a gradient to start from (a vector-Jacobian product),
-    /// `retain_graph`, `create_graph`, `inputs`.
-    #[track_caller]
-    pub fn backward_with(&self, how: impl Into<Backward>) -> Result<()> {
-        let how: Backward = how.into();
-        let targets = match &how.inputs {
-            Some(inputs) => Some(targets_of(inputs, "backward", Location::caller())?),
-            None => None,
-        };
-        let sinks = run(
-            slice::from_ref(self),
-            slice::from_ref(&how.gradient),
-            &how,
-            targets.as_deref(),
-            "backward",
-            Location::caller(),
-        )?;
-        // Asked for by name, non-leaf inputs accumulate too.
-        for (input, grad) in how.inputs.iter().flatten().zip(sinks) {
-            if let Some(grad) = grad {
-                accumulate(input, grad, how.create_graph);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The gradients of `outputs` with respect to `inputs`, without touching any `grad` (`torch.autograd.grad`).
-///
-/// # Errors
-/// As [`Tensor::backward`], and if an input does not require grad or was not used.
-///
-/// ```
-/// # use wgrad::prelude::*;
-/// let x = tensor(3.0).requires_grad_(true);
-/// let y = &x * &x * &x;
-/// let dy = &autograd::grad_with(&[&y], &[&x], Backward::new().create_graph(true))?[0];
-/// let ddy = &autograd::grad(&[dy], &[&x])?[0];
-/// assert_eq!((dy.item::<f32>()?, ddy.item::<f32>()?), (27.0, 18.0));
-/// # Ok::<(), wgrad::Error>(())
-/// ```
-#[track_caller]
-pub fn grad(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    grad_with(outputs, inputs, Backward::new())
-}
-
-/// [`grad`] with `retain_graph`, `create_graph`, and a gradient for the (single) output.
-#[track_caller]
-pub fn grad_with(outputs: &[&Tensor], inputs: &[&Tensor], how: impl Into<Backward>) -> Result<Vec<Tensor>> {
-    let caller = Location::caller();
-    grad_where_used(outputs, inputs, how.into(), "grad", caller)?
-        .into_iter()
-        .map(|g| {
-            g.ok_or_else(|| {
-                let message = "One of the differentiated Tensors appears to not have been used in the graph";
-                Error::at(caller, ErrorKind::Autograd, "grad", message)
-            })
-        })
-        .collect()
-}
-
-/// [`grad_with`], with `None` for inputs that were not used.
-pub(super) fn grad_where_used(
-    outputs: &[&Tensor],
-    inputs: &[&Tensor],
-    how: Backward,
-    op: &'static str,
-    caller: &'static Location<'static>,
-) -> Result<Vec<Option<Tensor>>> {
-    let owned: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
-    let targets = targets_of(&owned, op, caller)?;
-    let outputs: Vec<Tensor> = outputs.iter().map(|&t| t.clone()).collect();
-    let mut gradients = vec![None; outputs.len()];
-    if let Some(first) = gradients.first_mut() {
-        *first = how.gradient.clone();
-    }
-    run(&outputs, &gradients, &how, Some(&targets), op, caller)
-}
-
-fn targets_of(inputs: &[Tensor], op: &'static str, caller: &'static Location<'static>) -> Result<Vec<Edge>> {
-    inputs
-        .iter()
-        .map(|t| {
-            t.gradient_edge().ok_or_else(|| {
-                let message = "One of the differentiated Tensors does not require grad";
-                Error::at(caller, ErrorKind::Autograd, op, message)
-            })
-        })
-        .collect()
-}
-
 /// The address of a function, as its identity while the graph is held.
 type Key = *const GradFn;
 
-/// Runs a pass. With `targets`, gradients are caught there and returned instead of accumulated in leaves.
-fn run(
-    outputs: &[Tensor],
-    gradients: &[Option<Tensor>],
-    how: &Backward,
-    targets: Option<&[Edge]>,
-    op: &'static str,
-    caller: &'static Location<'static>,
-) -> Result<Vec<Option<Tensor>>> {
-    let mut pass = Pass {
-        waiting: HashMap::new(),
-        heap: BinaryHeap::new(),
-        grads: HashMap::new(),
-        ready: HashMap::new(),
-    };
-    let mut roots = vec![];
-    for (i, (output, gradient)) in outputs.iter().zip(gradients).enumerate() {
-        if let Some(error) = output.error() {
-            return Err(error);
-        }
-        let Some(edge) = output.gradient_edge() else {
-            let message = format!("element {i} of tensors does not require grad and does not have a grad_fn");
-            return Err(Error::at(caller, ErrorKind::Autograd, op, message));
-        };
-        let gradient = start_gradient(output, gradient.as_ref(), op, caller)?;
-        roots.push((edge, gradient));
-    }
-    pass.count_dependencies(roots.iter().map(|(e, _)| e.function.clone()).collect());
-    let needed = targets.map(|t| pass.leading_to(t));
-    let _mode = set_grad_enabled(how.create_graph);
-    let retain = how.retain_graph.unwrap_or(how.create_graph);
-    let mut caught: Vec<Option<Tensor>> = vec![None; targets.map_or(0, <[Edge]>::len)];
-    for (edge, gradient) in roots {
-        pass.deliver(&edge, gradient);
-        pass.arm(&edge.function);
-    }
-    while let Some(next) = pass.heap.pop() {
-        let f = next.0;
-        let key = Arc::as_ptr(&f);
-        let grads = pass.grads.remove(&key).unwrap_or_default();
-        for (i, target) in targets.unwrap_or(&[]).iter().enumerate() {
-            if Arc::ptr_eq(&target.function, &f) {
-                caught[i] = grads.get(target.output).cloned().flatten();
-            }
-        }
-        let on_the_way = needed.as_ref().is_none_or(|n| n.contains(&key));
-        if on_the_way && grads.iter().any(Option::is_some) {
-            keep_retained(&f, &grads, how.create_graph);
-            for (edge, grad) in f.edges.iter().zip(apply(&f, &grads, retain, how.create_graph, op, caller)?) {
-                if let (Some(edge), Some(grad)) = (edge, grad) {
-                    if let Some(error) = grad.error() {
-                        return Err(error);
-                    }
-                    pass.deliver(edge, grad);
-                }
-            }
-        }
-        for edge in f.edges.iter().flatten() {
-            pass.arm(&edge.function);
-        }
-    }
-    Ok(caught)
-}
-
-fn start_gradient(
-    output: &Tensor,
-    given: Option<&Tensor>,
-    op: &'static str,
-    caller: &'static Location<'static>,
-) -> Result<Tensor> {
-    let Some(g) = given else {
-        if output.numel() != 1 {
-            let message = format!(
-                "grad can be implicitly created only for scalar outputs, and this one has shape {:?}: \
-                 reduce it first, or pass a gradient",
-                output.shape()
-            );
-            return Err(Error::at(caller, ErrorKind::Autograd, op, message));
-        }
-        return Ok(output.ones_like().detach());
-    };
-    if let Some(error) = g.error() {
-        return Err(error);
-    }
-    if g.shape() != output.shape() {
-        let message = format!(
-            "Mismatch in shape: grad_output has a shape of {:?} and output has a shape of {:?}",
-            g.shape(),
-            output.shape()
-        );
-        return Err(Error::at(caller, ErrorKind::Shape, op, message));
-    }
-    Ok(g.to(output.dtype()))
-}
-
-/// Gives a function its outputs' gradients.
-fn apply(
-    f: &Arc<GradFn>,
-    grads: &[Option<Tensor>],
+/// One run of the engine.
+pub(super) struct Pass {
     retain: bool,
     create_graph: bool,
+    /// On whose behalf, for errors.
     op: &'static str,
     caller: &'static Location<'static>,
-) -> Result<SmallVec<[Option<Tensor>; 3]>> {
-    let mut work = f.work.lock();
-    match &*work {
-        Work::Accumulate(leaf) => {
-            let leaf = leaf.upgrade();
-            drop(work);
-            if let (Some(leaf), Some(Some(grad))) = (leaf, grads.first()) {
-                accumulate(&leaf, grad.clone(), create_graph);
-            }
-            Ok(SmallVec::new())
-        }
-        Work::Freed => {
-            let message = format!(
-                "Trying to backward through the graph a second time (or directly access saved tensors after they \
-                 have already been freed). Saved intermediate values of the graph are freed when you call \
-                 .backward() or autograd.grad(). Specify retain_graph=true if you need to backward through the \
-                 graph a second time. The function is {} of {}",
-                f.name(),
-                f.caller()
-            );
-            Err(Error::at(caller, ErrorKind::Autograd, op, message))
-        }
-        Work::Formula(_) if retain => {
-            // The formula runs under the lock; it records ops but never runs another pass over this function.
-            let Work::Formula(formula) = &*work else { return Ok(SmallVec::new()) };
-            Ok(on_line_of(f.caller(), || formula(f, grads)))
-        }
-        Work::Formula(_) => {
-            let taken = std::mem::replace(&mut *work, Work::Freed);
-            drop(work);
-            let Work::Formula(formula) = taken else { return Ok(SmallVec::new()) };
-            Ok(on_line_of(f.caller(), || formula(f, grads)))
-        }
-    }
-}
-
-fn keep_retained(f: &GradFn, grads: &[Option<Tensor>], create_graph: bool) {
-    for (output, tensor) in &*f.retained.lock() {
-        if let (Some(tensor), Some(Some(grad))) = (tensor.upgrade(), grads.get(*output)) {
-            accumulate(&tensor, grad.clone(), create_graph);
-        }
-    }
-}
-
-/// Adds to a tensor's `grad`, into the same tensor where there is one, as PyTorch does.
-fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) {
-    // Passes of several threads may end in one leaf, and none's gradient may be lost. Adding is only recorded
-    // here, so one lock for all leaves is held for an instant.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock();
-    // Not `grad()`, which warns of non-leaves.
-    let old = leaf.meta().grad.clone();
-    match old {
-        None if create_graph => leaf.set_grad(Some(grad)),
-        // A view of something (a sum's gradient is one number, expanded) could not be written to.
-        None => {
-            leaf.set_grad(Some(if grad.covers_storage() { grad.detach_value() } else { grad.clone_data() }))
-        }
-        Some(old) if create_graph => leaf.set_grad(Some(&old + &grad)),
-        Some(old) => {
-            old.add_(&grad);
-        }
-    }
-}
-
-struct Pass {
     /// Consumers of a function that have yet to run.
     waiting: HashMap<Key, usize>,
     heap: BinaryHeap<Next>,
@@ -363,6 +37,123 @@ struct Pass {
 struct Next(Arc<GradFn>);
 
 impl Pass {
+    pub fn new(
+        retain: bool,
+        create_graph: bool,
+        op: &'static str,
+        caller: &'static Location<'static>,
+    ) -> Pass {
+        Pass {
+            retain,
+            create_graph,
+            op,
+            caller,
+            waiting: HashMap::new(),
+            heap: BinaryHeap::new(),
+            grads: HashMap::new(),
+            ready: HashMap::new(),
+        }
+    }
+
+    /// Runs from `roots` with their gradients. With `targets`, gives the gradients that arrive there, and nothing
+    /// accumulates.
+    pub fn run(
+        mut self,
+        roots: Vec<(Edge, Tensor)>,
+        targets: Option<&[Edge]>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let _running = Running::start();
+        self.count_dependencies(roots.iter().map(|(e, _)| e.function.clone()).collect());
+        let needed = targets.map(|t| self.leading_to(t));
+        let _mode = record_gradients(self.create_graph);
+        let mut caught: Vec<Option<Tensor>> = vec![None; targets.map_or(0, <[Edge]>::len)];
+        for (edge, gradient) in roots {
+            self.deliver(&edge, gradient, None)?;
+            self.arm(&edge.function);
+        }
+        while let Some(next) = self.heap.pop() {
+            let f = next.0;
+            let key = Arc::as_ptr(&f);
+            let mut grads = self.grads.remove(&key).unwrap_or_default();
+            let hooks = f.current_hooks();
+            if !hooks.is_empty() {
+                self.arrive(&hooks, &mut grads)?;
+            }
+            for (i, target) in targets.unwrap_or(&[]).iter().enumerate() {
+                if Arc::ptr_eq(&target.function, &f) {
+                    caught[i] = grads.get(target.output).cloned().flatten();
+                }
+            }
+            let on_the_way = needed.as_ref().is_none_or(|n| n.contains(&key));
+            if on_the_way && grads.iter().any(Option::is_some) {
+                hooks::before(&hooks, &mut grads)?;
+                let mut inputs = self.apply(&f, &grads)?;
+                hooks::after(&hooks, &mut inputs, &grads)?;
+                for (edge, grad) in f.edges.iter().zip(inputs) {
+                    if let (Some(edge), Some(grad)) = (edge, grad) {
+                        self.deliver(edge, grad, Some(&f))?;
+                    }
+                }
+            }
+            for edge in f.edges.iter().flatten() {
+                self.arm(&edge.function);
+            }
+        }
+        Ok(caught)
+    }
+
+    /// What hooks on tensors do with gradients that have arrived.
+    fn arrive(&self, hooks: &Hooks, grads: &mut [Option<Tensor>]) -> Result<()> {
+        for (output, slot) in grads.iter_mut().enumerate() {
+            let Some(grad) = slot.take() else { continue };
+            let grad = hooks::on_output(hooks, output, grad)?;
+            for entry in hooks {
+                if let Hook::Retain(of, tensor) = &entry.hook
+                    && *of == output
+                    && let Some(tensor) = tensor.upgrade()
+                {
+                    accumulate(&tensor, grad.clone(), self.create_graph);
+                }
+            }
+            *slot = Some(grad);
+        }
+        Ok(())
+    }
+
+    /// Gives a function its outputs' gradients.
+    fn apply(&self, f: &Arc<GradFn>, grads: &[Option<Tensor>]) -> Result<SmallVec<[Option<Tensor>; 3]>> {
+        let mut work = f.work.lock();
+        let formula = match &*work {
+            Work::Accumulate(leaf) => {
+                let leaf = leaf.upgrade();
+                drop(work);
+                if let (Some(leaf), Some(Some(grad))) = (leaf, grads.first()) {
+                    accumulate(&leaf, grad.clone(), self.create_graph);
+                    hooks::accumulated(&leaf);
+                }
+                return Ok(SmallVec::new());
+            }
+            Work::Freed => {
+                let message = format!(
+                    "Trying to backward through the graph a second time (or directly access saved tensors after they \
+                     have already been freed). Saved intermediate values of the graph are freed when you call \
+                     .backward() or autograd.grad(). Specify retain_graph=true if you need to backward through the \
+                     graph a second time. The function is {} of {}",
+                    f.name(),
+                    f.caller()
+                );
+                return Err(Error::at(self.caller, ErrorKind::Autograd, self.op, message));
+            }
+            Work::Formula(formula) => formula.clone(),
+        };
+        if !self.retain {
+            *work = Work::Freed;
+        }
+        // It may run passes of its own, over this function too.
+        drop(work);
+        Ok(on_line_of(f.caller(), || formula(f, grads)))
+    }
+
     fn count_dependencies(&mut self, mut stack: Vec<Arc<GradFn>>) {
         for root in &stack {
             // The caller is a consumer too.
@@ -390,7 +181,21 @@ impl Pass {
         }
     }
 
-    fn deliver(&mut self, edge: &Edge, grad: Tensor) {
+    /// Adds a gradient to those that wait at an edge's end; `from` computed it.
+    fn deliver(&mut self, edge: &Edge, grad: Tensor, from: Option<&GradFn>) -> Result<()> {
+        if let Some(error) = grad.error() {
+            return Err(error);
+        }
+        let grad = match edge.function.outputs().get(edge.output) {
+            Some(output) if grad.shape() != &output.shape[..] || grad.dtype() != output.dtype => {
+                output.fit(grad).map_err(|message| {
+                    let who = from.map_or("a hook", GradFn::name);
+                    let message = format!("Function {who} returned an invalid gradient: {message}");
+                    Error::at(from.map_or(self.caller, GradFn::caller), ErrorKind::Shape, self.op, message)
+                })?
+            }
+            _ => grad,
+        };
         let slots = self.grads.entry(Arc::as_ptr(&edge.function)).or_default();
         if slots.len() <= edge.output {
             slots.resize(edge.function.outputs.len().max(edge.output + 1), None);
@@ -400,6 +205,7 @@ impl Pass {
             None => grad,
             Some(sum) => add_gradients(&sum, &grad),
         });
+        Ok(())
     }
 
     /// The functions from which a target can be reached (excluding the targets, unless on the way to others).
@@ -437,4 +243,44 @@ impl Ord for Next {
     fn cmp(&self, other: &Next) -> std::cmp::Ordering {
         self.0.sequence.cmp(&other.0.sequence)
     }
+}
+
+type AtEnd = Box<dyn FnOnce()>;
+
+thread_local! {
+    /// The passes that this thread is in, each with what is to be done when it ends.
+    static RUNNING: RefCell<Vec<(u64, Vec<AtEnd>)>> = const { RefCell::new(vec![]) };
+}
+
+/// Ends a pass, also when it fails or unwinds.
+struct Running;
+
+impl Running {
+    fn start() -> Running {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        RUNNING.with_borrow_mut(|passes| passes.push((id, vec![])));
+        Running
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let ended = RUNNING.with_borrow_mut(Vec::pop);
+        ended.into_iter().flat_map(|(_, todo)| todo).for_each(|f| f());
+    }
+}
+
+/// The pass that this thread is in.
+pub(super) fn current_pass() -> Option<u64> {
+    RUNNING.with_borrow(|passes| passes.last().map(|(id, _)| *id))
+}
+
+/// Calls `f` when the pass that this thread is in has ended.
+pub(super) fn at_end_of_pass(f: impl FnOnce() + 'static) {
+    RUNNING.with_borrow_mut(|passes| {
+        if let Some((_, todo)) = passes.last_mut() {
+            todo.push(Box::new(f));
+        }
+    });
 }

@@ -4,10 +4,14 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use super::accumulate::Shares;
+use super::cut::{Cuts, InputCuts};
+use super::hooks::Hooks;
 use crate::graph::device::Device;
 use crate::graph::dtype::DType;
 use crate::graph::layout::Dims;
@@ -17,7 +21,8 @@ use crate::tensor::{Tensor, WeakTensor};
 pub(crate) type Grads = SmallVec<[Option<Tensor>; 3]>;
 
 /// The formula: from the gradients of a function's outputs to those of its inputs. What it saved lives in it.
-pub(crate) type BackwardFn = Box<dyn Fn(&Arc<GradFn>, &[Option<Tensor>]) -> Grads + Send + Sync>;
+/// Shared, so that a pass can run it without holding on to the function, and other passes can run it too.
+pub(crate) type BackwardFn = Arc<dyn Fn(&Arc<GradFn>, &[Option<Tensor>]) -> Grads + Send + Sync>;
 
 /// A function in the autograd graph: it made a tensor, and knows how gradients pass through it backwards.
 pub struct GradFn {
@@ -30,8 +35,9 @@ pub struct GradFn {
     pub(super) work: Mutex<Work>,
     /// Bytes of the values that the formula holds.
     saved_bytes: usize,
-    /// Non-leaf tensors made here whose gradients were asked for.
-    pub(super) retained: Mutex<Vec<(usize, WeakTensor)>>,
+    pub(super) hooks: Mutex<Hooks>,
+    /// By input that no gradient flows to: where it was cut off from what it was made of.
+    pub(super) cuts: InputCuts,
 }
 
 /// What an output is like.
@@ -40,6 +46,24 @@ pub(crate) struct OutputInfo {
     pub shape: Dims,
     pub dtype: DType,
     pub device: Device,
+}
+
+impl OutputInfo {
+    pub(super) fn zeros(&self) -> Tensor {
+        crate::tensor::options().device(&self.device).dtype(self.dtype).zeros(&self.shape[..])
+    }
+
+    /// A gradient of this output in its shape and type: summed where it was broadcast. In words why not.
+    pub(super) fn fit(&self, grad: Tensor) -> Result<Tensor, String> {
+        if crate::graph::layout::broadcast(&self.shape, grad.shape()).as_deref() != Some(grad.shape()) {
+            return Err(format!(
+                "got {:?} but expected shape compatible with {:?}",
+                grad.shape(),
+                &self.shape[..]
+            ));
+        }
+        Ok(crate::ops::reduce::sum_to(&grad, &self.shape).to(self.dtype))
+    }
 }
 
 pub(super) enum Work {
@@ -65,6 +89,7 @@ impl GradFn {
         caller: &'static Location<'static>,
         edges: SmallVec<[Option<Edge>; 3]>,
         outputs: SmallVec<[OutputInfo; 1]>,
+        cuts: InputCuts,
         formula: BackwardFn,
     ) -> Arc<GradFn> {
         Arc::new(GradFn {
@@ -75,7 +100,8 @@ impl GradFn {
             outputs,
             work: Mutex::new(Work::Formula(formula)),
             saved_bytes: super::saved::bytes_since(),
-            retained: Mutex::default(),
+            hooks: Mutex::default(),
+            cuts,
         })
     }
 
@@ -89,7 +115,8 @@ impl GradFn {
             outputs: smallvec::smallvec![leaf.output_info()],
             work: Mutex::new(Work::Accumulate(leaf.downgrade())),
             saved_bytes: 0,
-            retained: Mutex::default(),
+            hooks: Mutex::default(),
+            cuts: InputCuts::default(),
         })
     }
 
@@ -135,9 +162,12 @@ impl GradFn {
         self.caller
     }
 
-    /// Makes passes hand this output's gradient to `tensor`.
-    pub(crate) fn retain(&self, output: usize, tensor: WeakTensor) {
-        self.retained.lock().push((output, tensor));
+    /// The hooks on it; on a leaf's accumulator also those of the leaf, which come first.
+    pub(super) fn current_hooks(&self) -> Hooks {
+        let leaf = self.variable();
+        let mut hooks = leaf.map_or(vec![], |leaf| leaf.meta().hooks.clone());
+        hooks.extend_from_slice(&self.hooks.lock());
+        hooks
     }
 
     /// Whether input `i` needs a gradient.
@@ -186,7 +216,16 @@ pub(crate) struct Meta {
     pub grad_fn: Option<Edge>,
     /// Of a leaf: its accumulator, shared by all consumers while any of them lives.
     pub accumulator: Option<Weak<GradFn>>,
+    /// The thread whose pass made `grad`, and what the threads added if there were several.
+    pub grad_by: Option<ThreadId>,
+    pub shares: Option<Box<Shares>>,
+    /// Of a leaf; those of other tensors hang on their functions.
+    pub hooks: Hooks,
     pub retains_grad: bool,
+    /// What it was made of that no gradient flows to.
+    pub cuts: Cuts,
+    /// Of a leaf: the line that threw its gradient away.
+    pub cleared: Option<&'static Location<'static>>,
     pub view: Option<View>,
     /// Prints as a `Parameter`.
     pub parameter: bool,

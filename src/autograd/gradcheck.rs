@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 
-use super::engine::{Backward, grad_where_used};
+use super::backward::{Backward, grad_where_used};
 use super::mode::{enable_grad, no_grad};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::dtype::F64;
@@ -76,7 +76,7 @@ pub fn gradgradcheck_with(f: impl Fn(&[Tensor]) -> Tensor, inputs: &[&Tensor], h
         let leaves: Vec<Tensor> = (x.iter().enumerate())
             .map(|(i, t)| {
                 if wanted.contains(&i) && !t.requires_grad() {
-                    t.detach().requires_grad_(true)
+                    t.alias().requires_grad_(true)
                 } else {
                     t.clone()
                 }
@@ -116,7 +116,7 @@ fn check(
     }
     // Leaves of its own, so that the inputs' history plays no part and their `grad` stays as it is.
     let leaves: Vec<Tensor> = (inputs.iter())
-        .map(|t| if t.requires_grad() { t.detach().requires_grad_(true) } else { t.detach() })
+        .map(|t| if t.requires_grad() { t.alias().requires_grad_(true) } else { t.alias() })
         .collect();
     let out = enable_grad(|| f(&leaves));
     out.check()?;
@@ -136,7 +136,7 @@ fn check(
                 values[entry] += by;
                 let there =
                     options().device(leaf.device()).dtype(leaf.dtype()).from_slice(&values, leaf.shape());
-                let mut inputs: Vec<Tensor> = leaves.iter().map(Tensor::detach).collect();
+                let mut inputs: Vec<Tensor> = leaves.iter().map(Tensor::alias).collect();
                 inputs[i] = there;
                 no_grad(|| f(&inputs)).to_f64_vec()
             };

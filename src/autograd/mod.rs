@@ -1,16 +1,32 @@
 //! Gradients: the graph of functions that a computation leaves behind, and the engine that walks it back.
 
+mod accumulate;
+mod backward;
+mod checkpoint;
+mod custom;
+mod cut;
 mod engine;
 mod function;
 mod gradcheck;
+mod hooks;
 mod mode;
 mod saved;
+mod why;
 
-pub use engine::{Backward, grad, grad_with};
+pub use backward::{Backward, backward, grad, grad_allow_unused, grad_with};
+pub use checkpoint::{Outputs, checkpoint, checkpoint_sequential};
+pub use custom::{Context, Function};
+pub use cut::{Cut, CutKind};
+pub(crate) use cut::{Links, cut, inherit, links};
 pub(crate) use function::{BackwardFn, Grads, Meta, OutputInfo, View};
 pub use function::{Edge, GradFn};
 pub use gradcheck::{Gradcheck, gradcheck, gradcheck_with, gradgradcheck, gradgradcheck_with};
+pub use hooks::{Gradients, HookHandle, Replacement};
 pub use mode::{
-    GradModeGuard, enable_grad, enable_grad_guard, is_grad_enabled, no_grad, no_grad_guard, set_grad_enabled,
+    GradModeGuard, enable_grad, enable_grad_guard, inference_mode, inference_mode_guard, is_grad_enabled,
+    is_inference_mode_enabled, no_grad, no_grad_guard, set_grad_enabled,
 };
+pub(crate) use mode::{record_gradients, unrecorded};
 pub(crate) use saved::Saved;
+pub use saved::{SavedTensorsHooks, save_on_cpu, saved_tensors_hooks, saved_tensors_hooks_guard};
+pub use why::{Reason, WhyNoGrad};

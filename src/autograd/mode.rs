@@ -1,34 +1,76 @@
-//! Whether operations are recorded for gradients: a switch per thread, turned by closures or guards.
+//! Whether operations are recorded for gradients: switches per thread, turned by closures or guards.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::panic::Location;
+
+#[derive(Clone, Copy)]
+struct Mode {
+    recording: bool,
+    inference: bool,
+    /// Where recording was switched off, if what is lost by it should be remembered (see `cut.rs`).
+    off_at: Option<&'static Location<'static>>,
+}
 
 thread_local! {
-    static ENABLED: Cell<bool> = const { Cell::new(true) };
+    static MODE: Cell<Mode> = const { Cell::new(Mode { recording: true, inference: false, off_at: None }) };
 }
 
 /// Whether operations on this thread are recorded for gradients (`torch.is_grad_enabled`).
 pub fn is_grad_enabled() -> bool {
-    ENABLED.get()
+    let mode = MODE.get();
+    mode.recording && !mode.inference
+}
+
+/// Whether this thread is in [`inference_mode`] (`torch.is_inference_mode_enabled`).
+pub fn is_inference_mode_enabled() -> bool {
+    MODE.get().inference
+}
+
+/// Where recording was switched off, if it is off and the user did it.
+pub(super) fn off_at() -> Option<&'static Location<'static>> {
+    let mode = MODE.get();
+    if mode.recording || mode.inference { None } else { mode.off_at }
 }
 
 /// Restores the thread's mode when dropped, also when unwinding.
 #[must_use = "the mode lasts as long as the guard"]
 pub struct GradModeGuard {
-    before: bool,
+    before: Mode,
     /// A guard belongs to the thread whose mode it holds.
     _not_send: PhantomData<*const ()>,
 }
 
 impl Drop for GradModeGuard {
     fn drop(&mut self) {
-        ENABLED.set(self.before);
+        MODE.set(self.before);
     }
 }
 
+fn switch(mode: Mode) -> GradModeGuard {
+    GradModeGuard { before: MODE.replace(mode), _not_send: PhantomData }
+}
+
 /// Switches recording on or off for this thread until the guard is dropped (`torch.set_grad_enabled`).
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let training = false;
+/// let y = {
+///     let _guard = autograd::set_grad_enabled(training);
+///     &x * 2.0
+/// };
+/// assert!(!y.requires_grad() && autograd::is_grad_enabled());
+/// ```
+#[track_caller]
 pub fn set_grad_enabled(enabled: bool) -> GradModeGuard {
-    GradModeGuard { before: ENABLED.replace(enabled), _not_send: PhantomData }
+    switch(Mode { recording: enabled, off_at: Some(Location::caller()), ..MODE.get() })
+}
+
+/// The same for the library's own work: what is cut by it is nobody's mistake.
+pub(crate) fn record_gradients(enabled: bool) -> GradModeGuard {
+    switch(Mode { recording: enabled, off_at: None, ..MODE.get() })
 }
 
 /// Runs `f` without recording for gradients, as `with torch.no_grad():` does.
@@ -39,12 +81,14 @@ pub fn set_grad_enabled(enabled: bool) -> GradModeGuard {
 /// let y = no_grad(|| &x * 2.0);
 /// assert!(!y.requires_grad());
 /// ```
+#[track_caller]
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
     let _guard = set_grad_enabled(false);
     f()
 }
 
 /// [`no_grad`] for the rest of a scope.
+#[track_caller]
 pub fn no_grad_guard() -> GradModeGuard {
     set_grad_enabled(false)
 }
@@ -58,4 +102,33 @@ pub fn enable_grad<R>(f: impl FnOnce() -> R) -> R {
 /// [`enable_grad`] for the rest of a scope.
 pub fn enable_grad_guard() -> GradModeGuard {
     set_grad_enabled(true)
+}
+
+/// Runs `f` in inference mode (`torch.inference_mode`): nothing is recorded for gradients, whatever
+/// [`enable_grad`] says inside, and what is made there [is an inference tensor](crate::Tensor::is_inference),
+/// which outside can be read and computed with but neither written to nor made to require grad.
+///
+/// Unlike in PyTorch such a tensor may take part in a computation that is recorded, as a constant: values here
+/// are immutable, so that saving one for the way back is safe.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let w = ones([2]).requires_grad_(true);
+/// let y = autograd::inference_mode(|| &w * 2.0);
+/// assert!(y.is_inference() && !y.requires_grad());
+/// ```
+pub fn inference_mode<R>(f: impl FnOnce() -> R) -> R {
+    let _guard = inference_mode_guard(true);
+    f()
+}
+
+/// [`inference_mode`] for the rest of a scope; `false` is the usual mode within it.
+pub fn inference_mode_guard(enabled: bool) -> GradModeGuard {
+    switch(Mode { recording: !enabled, inference: enabled, off_at: None })
+}
+
+/// [`no_grad`] for the library's own work (see [`record_gradients`]).
+pub(crate) fn unrecorded<R>(f: impl FnOnce() -> R) -> R {
+    let _guard = record_gradients(false);
+    f()
 }

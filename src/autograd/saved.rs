@@ -1,9 +1,14 @@
-//! What a function keeps of its inputs and outputs for the way back.
+//! What a function keeps of its inputs and outputs for the way back, and the hooks that may keep it elsewhere.
 
-use std::cell::Cell;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::function::{Edge, GradFn};
+use super::mode::unrecorded;
+use crate::device::Device;
+use crate::error::{Error, ErrorKind};
 use crate::graph::layout::Layout;
 use crate::graph::node::Node;
 use crate::tensor::Tensor;
@@ -11,23 +16,29 @@ use crate::tensor::Tensor;
 /// A value as it was when it was saved. Nodes are immutable, so a later write into the tensor cannot reach
 /// it, and the gradient stays right where PyTorch must give up with a version error.
 pub(crate) struct Saved {
-    node: Arc<Node>,
-    layout: Layout,
+    value: Value,
     link: Link,
+}
+
+enum Value {
+    Here(Arc<Node>, Layout),
+    Packed(Arc<dyn Any + Send + Sync>, Arc<dyn Pair>),
 }
 
 /// How the value hangs in the autograd graph, for gradients of gradients.
 enum Link {
     None,
     Input(Edge),
-    /// The output of the function that saves it. Holding the function here would be a cycle; it is handed in
+    /// An output of the function that saves it. Holding the function here would be a cycle; it is handed in
     /// when the value is taken out.
-    Output,
+    Output(usize),
 }
 
 thread_local! {
     /// Bytes saved since the last function was made: they are the next one's.
     static BYTES: Cell<usize> = const { Cell::new(0) };
+    /// The hooks in force; `None` while one of them runs.
+    static HOOKS: RefCell<Vec<Option<Arc<dyn Pair>>>> = const { RefCell::new(vec![]) };
 }
 
 /// Takes the count of the bytes saved for the function being made.
@@ -37,9 +48,21 @@ pub(super) fn bytes_since() -> usize {
 
 impl Saved {
     fn new(tensor: &Tensor, link: Link) -> Saved {
-        let node = tensor.node();
-        BYTES.set(BYTES.get() + node.bytes());
-        Saved { node, layout: tensor.layout().clone(), link }
+        let hooks = HOOKS.with_borrow(|hooks| hooks.last().cloned().flatten());
+        let value = match hooks {
+            None => {
+                let node = tensor.node();
+                BYTES.set(BYTES.get() + node.bytes());
+                Value::Here(node, tensor.layout().clone())
+            }
+            Some(hooks) => {
+                let before = BYTES.get();
+                let packed = quietly(|| hooks.pack(&tensor.detach_value()));
+                BYTES.set(before);
+                Value::Packed(packed, hooks)
+            }
+        };
+        Saved { value, link }
     }
 
     pub fn input(tensor: &Tensor) -> Saved {
@@ -52,15 +75,135 @@ impl Saved {
     }
 
     pub fn output(tensor: &Tensor) -> Saved {
-        Saved::new(tensor, Link::Output)
+        Saved::output_at(tensor, 0)
+    }
+
+    /// Output number `output` of the function that is being made.
+    pub fn output_at(tensor: &Tensor, output: usize) -> Saved {
+        Saved::new(tensor, Link::Output(output))
     }
 
     pub fn unpack(&self, owner: &Arc<GradFn>) -> Tensor {
         let edge = match &self.link {
             Link::None => None,
             Link::Input(edge) => Some(edge.clone()),
-            Link::Output => Some(Edge { function: owner.clone(), output: 0 }),
+            Link::Output(output) => Some(Edge { function: owner.clone(), output: *output }),
         };
-        Tensor::from_saved(self.node.clone(), self.layout.clone(), edge)
+        let value = self.without_history();
+        value.meta().grad_fn = edge;
+        value
     }
+
+    /// The value alone.
+    pub fn without_history(&self) -> Tensor {
+        match &self.value {
+            Value::Here(node, layout) => Tensor::with_layout(node.clone(), layout.clone()),
+            Value::Packed(packed, hooks) => quietly(|| hooks.unpack(&**packed)).detach_value(),
+        }
+    }
+}
+
+/// Runs a hook: what it does with the tensor is neither recorded nor packed in turn.
+fn quietly<R>(f: impl FnOnce() -> R) -> R {
+    let _hooks = push(None);
+    unrecorded(f)
+}
+
+/// Two functions that agree on what stands for a saved tensor.
+pub(super) trait Pair: Send + Sync {
+    fn pack(&self, tensor: &Tensor) -> Arc<dyn Any + Send + Sync>;
+    fn unpack(&self, packed: &(dyn Any + Send + Sync)) -> Tensor;
+}
+
+struct Closures<P, U>(P, U);
+
+impl<T, P, U> Pair for Closures<P, U>
+where
+    T: Send + Sync + 'static,
+    P: Fn(&Tensor) -> T + Send + Sync,
+    U: Fn(&T) -> Tensor + Send + Sync,
+{
+    fn pack(&self, tensor: &Tensor) -> Arc<dyn Any + Send + Sync> {
+        Arc::new((self.0)(tensor))
+    }
+
+    fn unpack(&self, packed: &(dyn Any + Send + Sync)) -> Tensor {
+        match packed.downcast_ref::<T>() {
+            Some(packed) => (self.1)(packed),
+            None => Tensor::invalid(Error::new(
+                ErrorKind::Autograd,
+                "saved_tensors_hooks",
+                "what was packed is of another type",
+            )),
+        }
+    }
+}
+
+/// Takes the hooks away when dropped.
+#[must_use = "the hooks are in force as long as the guard lives"]
+pub struct SavedTensorsHooks {
+    /// A guard belongs to the thread whose hooks it holds.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Drop for SavedTensorsHooks {
+    fn drop(&mut self) {
+        let hooks = HOOKS.with_borrow_mut(Vec::pop);
+        drop(hooks); // outside the borrow
+    }
+}
+
+pub(super) fn push(hooks: Option<Arc<dyn Pair>>) -> SavedTensorsHooks {
+    HOOKS.with_borrow_mut(|all| all.push(hooks));
+    SavedTensorsHooks { _not_send: PhantomData }
+}
+
+/// Runs `f`, and calls `pack` with every tensor that is saved for the way back in it; what it gives is kept instead,
+/// and `unpack` must make the tensor of it when a backward pass needs it
+/// (`torch.autograd.graph.saved_tensors_hooks`). Both run without recording gradients. The innermost hooks hold.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = tensor([1.0, 2.0]).requires_grad_(true);
+/// // What is saved is kept in fixed point.
+/// let y = autograd::saved_tensors_hooks(
+///     |t| (t * 256).to(I32),
+///     |packed| packed.to(F32) / 256,
+///     || (&x * &x).sum(),
+/// );
+/// y.backward()?;
+/// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, [2.0, 4.0]);
+/// # Ok::<(), wgrad::Error>(())
+/// ```
+pub fn saved_tensors_hooks<T: Send + Sync + 'static, R>(
+    pack: impl Fn(&Tensor) -> T + Send + Sync + 'static,
+    unpack: impl Fn(&T) -> Tensor + Send + Sync + 'static,
+    f: impl FnOnce() -> R,
+) -> R {
+    let _hooks = saved_tensors_hooks_guard(pack, unpack);
+    f()
+}
+
+/// [`saved_tensors_hooks`] for the rest of a scope.
+pub fn saved_tensors_hooks_guard<T: Send + Sync + 'static>(
+    pack: impl Fn(&Tensor) -> T + Send + Sync + 'static,
+    unpack: impl Fn(&T) -> Tensor + Send + Sync + 'static,
+) -> SavedTensorsHooks {
+    push(Some(Arc::new(Closures(pack, unpack))))
+}
+
+/// Runs `f`, and keeps what it saves for the way back in the host's memory instead of the device's
+/// (`torch.autograd.graph.save_on_cpu`). Each tensor is computed and read when it is saved.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = randn([4]).requires_grad_(true);
+/// let y = autograd::save_on_cpu(|| x.exp().sum());
+/// y.backward()?;
+/// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, no_grad(|| x.exp()).to_vec::<f32>()?);
+/// # Ok::<(), wgrad::Error>(())
+/// ```
+pub fn save_on_cpu<R>(f: impl FnOnce() -> R) -> R {
+    let pack = |t: &Tensor| -> (Tensor, Device) { (t.to(crate::device::cpu()), t.device().clone()) };
+    saved_tensors_hooks(pack, |(t, device)| t.to(device), f)
 }

@@ -135,10 +135,12 @@ impl Device {
 
     /// Takes what `n` random words need from the stream, and says where they start.
     pub fn draw(&self, n: usize) -> Generator {
-        let mut stream = self.0.generator.lock();
-        let start = *stream;
-        stream.offset = stream.offset.wrapping_add(n.div_ceil(4) as u64);
-        start
+        super::draws::draw(self, n, || {
+            let mut stream = self.0.generator.lock();
+            let start = *stream;
+            stream.offset = stream.offset.wrapping_add(n.div_ceil(4) as u64);
+            start
+        })
     }
 
     pub(super) fn note_pending(&self, node: &Arc<Node>) {

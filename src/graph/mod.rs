@@ -3,6 +3,7 @@
 mod arrange;
 pub mod device;
 mod doubt;
+pub mod draws;
 pub mod dtype;
 mod emit;
 pub mod kernel;

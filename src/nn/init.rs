@@ -1,25 +1,25 @@
 //! Initial values (`torch.nn.init`): each function writes into a tensor and gives it back.
 
-use crate::autograd::no_grad;
+use crate::autograd::unrecorded;
 use crate::error::{Error, ErrorKind};
 use crate::tensor::Tensor;
 
 /// Draws from the uniform distribution over `[low, high)`.
 #[track_caller]
 pub fn uniform_(t: &Tensor, low: f64, high: f64) -> Tensor {
-    no_grad(|| t.copy_(&t.rand_like().mul(high - low).add(low)))
+    unrecorded(|| t.copy_(&t.rand_like().mul(high - low).add(low)))
 }
 
 /// Draws from the normal distribution.
 #[track_caller]
 pub fn normal_(t: &Tensor, mean: f64, std: f64) -> Tensor {
-    no_grad(|| t.copy_(&t.randn_like().mul(std).add(mean)))
+    unrecorded(|| t.copy_(&t.randn_like().mul(std).add(mean)))
 }
 
 /// Sets all elements to one value.
 #[track_caller]
 pub fn constant_(t: &Tensor, value: f64) -> Tensor {
-    no_grad(|| t.fill_(value))
+    unrecorded(|| t.fill_(value))
 }
 
 /// Sets all elements to 0.

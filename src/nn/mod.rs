@@ -46,7 +46,7 @@ impl Parameter {
     #[track_caller]
     #[expect(clippy::new_ret_no_self, reason = "a parameter is a tensor; the name is PyTorch's")]
     pub fn new(values: &Tensor) -> Tensor {
-        let leaf = values.detach().requires_grad_(true);
+        let leaf = values.alias().requires_grad_(true);
         leaf.meta().parameter = true;
         leaf
     }

@@ -5,7 +5,7 @@ use std::panic::Location;
 
 use super::Parameter;
 use super::field::{Part, PartMut, Parts, PartsMut};
-use crate::autograd::no_grad;
+use crate::autograd::unrecorded;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::Tensor;
@@ -69,7 +69,7 @@ pub trait Module: Send + Sync {
     fn state_dict(&self) -> StateDict {
         let mut found = StateDict::new();
         tensors(self, &mut |name, t| {
-            found.insert(name, t.detach());
+            found.insert(name, t.alias());
         });
         found
     }
@@ -104,7 +104,7 @@ pub trait Module: Send + Sync {
             return Err(Error::at(caller, ErrorKind::Argument, "load_state_dict", message));
         }
         for (name, t) in &own {
-            if let Some(error) = saved.get(name).and_then(|v| no_grad(|| t.copy_(v)).error()) {
+            if let Some(error) = saved.get(name).and_then(|v| unrecorded(|| t.copy_(v)).error()) {
                 return Err(error);
             }
         }
@@ -153,7 +153,7 @@ pub trait Module: Send + Sync {
             }
             let known = moved.iter().find(|(old, _)| old.is_same(t)).map(|(_, new)| new.clone());
             let new = known.unwrap_or_else(|| {
-                let new = t.detach().to(device);
+                let new = t.alias().to(device);
                 if !t.is_parameter() {
                     return new;
                 }

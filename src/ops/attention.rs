@@ -259,7 +259,7 @@ impl Operands {
         if s == 0 {
             return scores;
         }
-        let sees = scores.detach().amax(-1, true).ne(f64::NEG_INFINITY);
+        let sees = scores.alias().amax(-1, true).ne(f64::NEG_INFINITY);
         scores.where_(&sees, 0.0).softmax(-1).where_(&sees, 0.0)
     }
 
@@ -308,14 +308,14 @@ impl Operands {
             in_memory.clone()
         };
         let node = record(&self.inputs(), OpRef(Arc::new(op)), &whole, caller);
-        let base = Tensor::from_saved(node.clone(), Layout::contiguous(&in_memory), None);
+        let base = Tensor::with_layout(node.clone(), Layout::contiguous(&in_memory));
         base.meta().owner = true;
         link(&base, "ScaledDotProductAttentionBackward0", &self.inputs(), caller, || {
             let values = |t: &Tensor| Saved::value(t);
             let saved: SmallVec<[Saved; 4]> = self.inputs().iter().map(|t| Saved::input(t)).collect();
-            let out = values(&Tensor::from_saved(node.clone(), place.clone(), None));
+            let out = values(&Tensor::with_layout(node.clone(), place.clone()));
             let lse = Layout { strides: contiguous_strides(&rows), shape: rows, offset: size };
-            let lse = values(&Tensor::from_saved(node, lse, None));
+            let lse = values(&Tensor::with_layout(node, lse));
             let (causal, scale, back) = (self.causal, self.scale, back.clone());
             Box::new(move |f, g| {
                 let mut inputs = saved.iter().map(|s| s.unpack(f));
@@ -340,7 +340,7 @@ impl Operands {
         inputs.extend(&self.mask);
         let op = AttentionBackward { causal: self.causal, scale: self.scale, grads: grads.clone() };
         let node = record(&inputs, OpRef(Arc::new(op)), &[size], caller);
-        grads.into_iter().map(|layout| Some(Tensor::from_saved(node.clone(), layout, None))).collect()
+        grads.into_iter().map(|layout| Some(Tensor::with_layout(node.clone(), layout))).collect()
     }
 
     /// Where the gradients lie in one buffer, and its size.

@@ -5,8 +5,7 @@ use std::panic::Location;
 use smallvec::smallvec;
 
 use super::elementwise::CAST;
-use super::record::{Arg, Caller, map};
-use crate::autograd::is_grad_enabled;
+use super::record::{Arg, Caller, link, map};
 use crate::graph::device::Device;
 use crate::graph::dtype::DType;
 use crate::graph::node::Node;
@@ -63,13 +62,7 @@ pub(crate) fn to_dtype(t: &Tensor, dtype: DType, caller: Caller) -> Tensor {
         return t.clone();
     }
     let out = map(&CAST, from, dtype, t.device(), t.shape(), &[Arg::from(t)], caller);
-    if is_grad_enabled()
-        && dtype.is_float()
-        && let Some(edge) = t.gradient_edge()
-    {
-        let back = Box::new(move |_: &_, g: &[Option<Tensor>]| smallvec![g[0].as_ref().map(|g| g.to(from))]);
-        out.link("ToCopyBackward0", caller, smallvec![Some(edge)], back);
-    }
+    link(&out, "ToCopyBackward0", &[t], caller, || Box::new(move |_, g| smallvec![Some(g.to(from))]));
     out
 }
 
@@ -87,12 +80,7 @@ fn to_device(t: &Tensor, device: &Device, caller: Caller) -> Tensor {
         Err(error) => return Tensor::invalid(error),
     };
     let out = Tensor::from_node(node);
-    if is_grad_enabled()
-        && let Some(edge) = t.gradient_edge()
-    {
-        let from = from.clone();
-        let back = Box::new(move |_: &_, g: &[Option<Tensor>]| smallvec![g[0].as_ref().map(|g| g.to(&from))]);
-        out.link("ToCopyBackward0", caller, smallvec![Some(edge)], back);
-    }
+    let from = from.clone();
+    link(&out, "ToCopyBackward0", &[t], caller, || Box::new(move |_, g| smallvec![Some(g.to(&from))]));
     out
 }

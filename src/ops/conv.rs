@@ -19,7 +19,7 @@ pub(crate) use op::{Conv2d, Geometry, Part};
 
 use super::cast::to_dtype;
 use super::record::{Arg, Caller, Class, common_device, common_dtype, first_error, link};
-use crate::autograd::{Saved, no_grad};
+use crate::autograd::{Saved, unrecorded};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::device::check_dtype;
 use crate::graph::kernel::OpRef;
@@ -432,8 +432,10 @@ fn lay_weight(w: &Tensor) -> Tensor {
         return w.clone();
     }
     let edge = w.gradient_edge();
-    let copy = no_grad(|| w.detach().permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]));
-    Tensor::from_saved(copy.node(), copy.layout().clone(), edge)
+    let copy = unrecorded(|| w.alias().permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]));
+    let copy = copy.detach_value();
+    copy.meta().grad_fn = edge;
+    copy
 }
 
 fn record(part: Part, a: &Tensor, b: &Tensor, geometry: &Geometry, caller: Caller) -> Tensor {
@@ -447,14 +449,14 @@ fn record(part: Part, a: &Tensor, b: &Tensor, geometry: &Geometry, caller: Calle
     shape.extend(result);
     // Images lie row by row; a weight may lie in any order.
     let operand = |t: &Tensor, dense: bool| {
-        let t = if dense { t.detach().contiguous() } else { t.detach() };
+        let t = if dense { t.alias().contiguous() } else { t.alias() };
         t.operand(t.layout().clone())
     };
     let inputs = smallvec![operand(a, true), operand(b, part == Part::Weight)];
     let op = NodeOp::Structured(OpRef(Arc::new(op)));
     let node = Node::record(a.device(), a.dtype(), &shape, op, inputs, caller);
     if parts > 1 {
-        return no_grad(|| Tensor::from_node(node).sum_dim(0, false));
+        return unrecorded(|| Tensor::from_node(node).sum_dim(0, false));
     }
-    Tensor::from_saved(node, Layout::contiguous(&result), None)
+    Tensor::with_layout(node, Layout::contiguous(&result))
 }

@@ -186,7 +186,7 @@ fn at_least_1d(t: &Tensor) -> Tensor {
 }
 
 fn gather(t: &Tensor, d: usize, index: &Tensor, name: &'static str, caller: Caller) -> Tensor {
-    let (source, index) = (at_least_1d(t), at_least_1d(index).detach());
+    let (source, index) = (at_least_1d(t), at_least_1d(index).alias());
     let out = structured(
         &source,
         &index,
@@ -221,7 +221,7 @@ fn at_one(g: &Tensor, d: usize, index: &Tensor, size: usize) -> Tensor {
 
 /// Zeros with `size` places along `d`, and `g` added at those of `index`.
 fn scatter(g: &Tensor, d: usize, index: &Tensor, size: usize, caller: Caller) -> Tensor {
-    let (g, index) = (at_least_1d(g), at_least_1d(index).detach());
+    let (g, index) = (at_least_1d(g), at_least_1d(index).alias());
     let mut shape = Dims::from_slice(g.shape());
     shape[d] = size;
     let op = OpRef(Arc::new(ScatterAdd { dim: d, size }));

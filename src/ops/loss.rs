@@ -7,7 +7,7 @@ use smallvec::smallvec;
 use super::cast::to_dtype;
 use super::elementwise::WHERE;
 use super::record::{Caller, common_device, first_error, link};
-use crate::autograd::{Saved, no_grad};
+use crate::autograd::{Saved, unrecorded};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::dtype::{F32, I32};
 use crate::graph::layout::{Dims, broadcast};
@@ -208,14 +208,14 @@ enum Picked {
 /// The log-probability of each sample's class. The gradient is found without scattering, as there is one class for
 /// each sample: it is the sample's at its class and 0 elsewhere, less, for logits, its share of every class.
 fn pick(x: &Tensor, from: Picked, dim: i64, class: &Tensor, caller: Caller) -> Tensor {
-    let class = class.detach();
+    let class = class.alias();
     let log_p = if from == Picked::Logits { x.log_softmax(dim) } else { x.clone() };
-    let out = no_grad(|| log_p.detach().gather(dim, &class.unsqueeze(dim)).squeeze_dim(dim));
+    let out = unrecorded(|| log_p.alias().gather(dim, &class.unsqueeze(dim)).squeeze_dim(dim));
     if out.error().is_some() {
         return out;
     }
     // A tensor in its own right, no view of one.
-    let out = Tensor::from_saved(out.node(), out.layout().clone(), None);
+    let out = Tensor::with_layout(out.node(), out.layout().clone());
     link(&out, "NllLossBackward0", &[x], caller, || {
         let n = x.size(dim);
         let mut along: Dims = smallvec![1; x.dim()];

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::normalize::{LONGEST, Normalize, Task};
 use super::record::{Arg, Caller, common_device, first_error, link};
-use crate::autograd::{Grads, Saved, is_grad_enabled, no_grad};
+use crate::autograd::{Grads, Saved, is_grad_enabled, unrecorded};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::OpRef;
@@ -221,7 +221,7 @@ impl Rows {
         let all: SmallVec<[&Tensor; 3]> = [Some(x), weight, bias].into_iter().flatten().collect();
         let task = Task::Forward { weight: weight.is_some(), bias: bias.is_some() };
         let flat = self.task(task, &all);
-        let out = Tensor::from_saved(flat.node(), Layout::contiguous(x.shape()), None);
+        let out = Tensor::with_layout(flat.node(), Layout::contiguous(x.shape()));
         let name = if self.rms { "FusedRmsNormBackward0" } else { "NativeLayerNormBackward0" };
         link(&out, name, &all, self.caller, || {
             let (x, weight, bias) = (Saved::input(x), weight.map(Saved::input), bias.is_some());
@@ -303,7 +303,7 @@ impl Rows {
         let inputs = (inputs.iter().enumerate())
             .map(|(i, t)| {
                 let sizes: &[usize] = if i < weights { &[self.rows, self.n] } else { &[self.n] };
-                let t = t.detach().reshape(sizes).contiguous();
+                let t = t.alias().reshape(sizes).contiguous();
                 t.operand(t.layout().clone())
             })
             .collect();
@@ -350,7 +350,7 @@ pub(crate) fn batch_norm(x: &Tensor, how: &BatchNorm, momentum: &Arg, caller: Ca
         return fail(op, ErrorKind::Argument, message.into(), caller);
     };
     // Nothing but a factor and a term for each channel.
-    let (mean, r) = (over.along(&mean.detach()), over.along(&var.detach()).add(*eps).rsqrt());
+    let (mean, r) = (over.along(&mean.alias()), over.along(&var.alias()).add(*eps).rsqrt());
     Ok(over.affine(&x.sub(mean).mul(r), how))
 }
 
@@ -406,7 +406,7 @@ impl Channels {
 
     fn train(self, x: &Tensor, how: &BatchNorm, momentum: &Arg, caller: Caller) -> Result<Tensor> {
         let (eps, weight, bias) = (how.eps, how.weight.as_ref(), how.bias.as_ref());
-        let (mean, r, out) = no_grad(|| {
+        let (mean, r, out) = unrecorded(|| {
             let (mean, var) = self.moments(x);
             if self.count > 0 {
                 let unbiased = var.mul(self.count as f64 / (self.count as f64 - 1.0));
@@ -422,7 +422,7 @@ impl Channels {
             Ok::<_, Error>((mean, r, out))
         })?;
         let all: SmallVec<[&Tensor; 3]> = [Some(x), weight, bias].into_iter().flatten().collect();
-        let out = Tensor::from_saved(out.node(), out.layout().clone(), None);
+        let out = Tensor::with_layout(out.node(), out.layout().clone());
         link(&out, "NativeBatchNormBackward0", &all, caller, || {
             let (mean, r) = (Saved::value(&mean), Saved::value(&r));
             let (x, weight, bias) = (Saved::input(x), weight.map(Saved::input), bias.is_some());

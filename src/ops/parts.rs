@@ -102,7 +102,7 @@ fn together(parts: &[&Tensor], dim: usize) -> Option<Tensor> {
     }
     layout.shape[dim] = parts.iter().map(|p| p.shape()[dim]).sum();
     layout.strides[dim] = step;
-    Some(Tensor::from_saved(node, layout, None))
+    Some(Tensor::with_layout(node, layout))
 }
 
 #[cfg(test)]

@@ -336,11 +336,11 @@ fn record(kind: Kind, inputs: &[&Tensor], windows: &Windows, dtype: DType, calle
     let planes = [outer.iter().product(), shape[outer.len()], shape[outer.len() + 1]];
     let operands = (inputs.iter())
         .map(|t| {
-            let t = t.detach().contiguous();
+            let t = t.alias().contiguous();
             t.operand(t.layout().clone())
         })
         .collect();
     let op = NodeOp::Structured(OpRef(Arc::new(Pool2d { kind, windows: *windows })));
     let node = Node::record(first.device(), dtype, &planes, op, operands, caller);
-    Tensor::from_saved(node, Layout::contiguous(&shape), None)
+    Tensor::with_layout(node, Layout::contiguous(&shape))
 }

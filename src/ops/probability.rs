@@ -87,13 +87,13 @@ impl Rows {
         let first = inputs[0];
         let inputs = (inputs.iter())
             .map(|t| {
-                let rows = t.detach().reshape(self.shape).contiguous();
+                let rows = t.alias().reshape(self.shape).contiguous();
                 rows.operand(rows.layout().clone())
             })
             .collect();
         let op = NodeOp::Structured(OpRef(op));
         let node = Node::record(first.device(), first.dtype(), &self.shape, op, inputs, caller);
         // A tensor in its own right, no view of one: what is written to it must find its history.
-        Tensor::from_saved(node, Layout::contiguous(&self.original), None)
+        Tensor::with_layout(node, Layout::contiguous(&self.original))
     }
 }

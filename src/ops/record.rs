@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::elementwise::{LOGICAL_AND, LOGICAL_OR};
-use crate::autograd::{Edge, GradFn, Grads, Saved, is_grad_enabled};
+use crate::autograd::{GradFn, Grads, Saved, links};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::device::{Device, check_dtype};
 use crate::graph::dtype::{Bool, DType, F32, I32, Scalar};
@@ -236,9 +236,7 @@ impl Elementwise {
             .collect();
         let result = if self.out == Out::Bool { Bool } else { dtype };
         let out = map(self.on(dtype), dtype, result, &device, &shape, &cast, caller);
-        if is_grad_enabled() && matches!(self.gradient, Gradient::Formula(_)) && result.is_float() {
-            self.link(&out, &cast, caller);
-        }
+        self.link(&out, &cast, caller);
         Ok(out)
     }
 
@@ -252,11 +250,9 @@ impl Elementwise {
     }
 
     fn link(&'static self, out: &Tensor, args: &[Arg], caller: Caller) {
-        let edges: SmallVec<[Option<Edge>; 3]> =
-            (args.iter()).map(|a| if let Arg::Tensor(t) = a { t.gradient_edge() } else { None }).collect();
-        if edges.iter().all(Option::is_none) {
-            return;
-        }
+        let tensors = args.iter().map(|a| if let Arg::Tensor(t) = a { Some(t) } else { None });
+        let Some(links) = links(out, self.op.name, tensors, caller) else { return };
+        let Gradient::Formula(formula) = self.gradient else { return };
         let saved: SmallVec<[SavedArg; 3]> = (args.iter().enumerate())
             .map(|(i, arg)| match arg {
                 Arg::Scalar(s) => SavedArg::Scalar(*s),
@@ -268,7 +264,6 @@ impl Elementwise {
         let shapes: SmallVec<[Dims; 3]> = (args.iter())
             .map(|a| if let Arg::Tensor(t) = a { Dims::from_slice(t.shape()) } else { Dims::new() })
             .collect();
-        let Gradient::Formula(formula) = self.gradient else { return };
         let backward = move |function: &Arc<GradFn>, grads: &[Option<Tensor>]| -> Grads {
             let Some(Some(g)) = grads.first() else { return Grads::new() };
             let call = Call { function, args: &saved, output: output.as_ref() };
@@ -280,7 +275,7 @@ impl Elementwise {
             }
             out
         };
-        out.link(self.grad_name, caller, edges, Box::new(backward));
+        out.link(self.grad_name, caller, links, Arc::new(backward));
     }
 }
 
@@ -319,19 +314,13 @@ pub(crate) fn link(
     caller: Caller,
     formula: impl FnOnce() -> Box<dyn Fn(&Arc<GradFn>, &Tensor) -> Grads + Send + Sync>,
 ) {
-    if !is_grad_enabled() || !out.dtype().is_float() {
-        return;
-    }
-    let edges: SmallVec<[Option<Edge>; 3]> = inputs.iter().map(|t| t.gradient_edge()).collect();
-    if edges.iter().all(Option::is_none) {
-        return;
-    }
+    let Some(links) = links(out, name, inputs.iter().map(|&t| Some(t)), caller) else { return };
     let formula = formula();
     out.link(
         name,
         caller,
-        edges,
-        Box::new(move |function, grads| match grads.first() {
+        links,
+        Arc::new(move |function, grads: &[Option<Tensor>]| match grads.first() {
             Some(Some(g)) => formula(function, g),
             _ => Grads::new(),
         }),

@@ -91,7 +91,7 @@ fn record(t: &Tensor, op: ReduceOp, over: &Over, caller: Caller) -> Tensor {
         caller,
     );
     // A tensor in its own right, no view of one: what is written to it must find its history.
-    Tensor::from_saved(node, Layout::contiguous(&over.shape), None)
+    Tensor::with_layout(node, Layout::contiguous(&over.shape))
 }
 
 /// Undoes broadcasting: sums to `shape`, which broadcasts to this tensor's.
@@ -109,7 +109,7 @@ pub(crate) fn sum_to(t: &Tensor, shape: &[usize]) -> Tensor {
 fn sum(t: &Tensor, over: Over, name: &'static str, caller: Caller) -> Tensor {
     // Sums of bools count.
     let t = &super::cast::to_dtype(t, if t.dtype() == Bool { I32 } else { t.dtype() }, caller);
-    let out = crate::autograd::no_grad(|| record(t, ReduceOp::Sum, &over, caller));
+    let out = crate::autograd::unrecorded(|| record(t, ReduceOp::Sum, &over, caller));
     let shape = Dims::from_slice(t.shape());
     link(&out, name, &[t], caller, || {
         Box::new(move |_, g| smallvec![Some(over.spread(g).expand(&shape[..]))])
@@ -126,7 +126,7 @@ fn mean(t: &Tensor, over: Over, name: &'static str, caller: Caller) -> Result<Te
         return Err(Error::at(caller, ErrorKind::DType, "mean", message));
     }
     let scale = 1.0 / over.count as f64;
-    let out = crate::autograd::no_grad(|| {
+    let out = crate::autograd::unrecorded(|| {
         let sum = record(t, ReduceOp::Sum, &over, caller);
         // Of nothing it is 0 * inf, which some drivers take for 0; NaN they cannot miss.
         if over.count == 0 { sum.add(f64::NAN) } else { sum.mul(scale) }
@@ -140,7 +140,7 @@ fn mean(t: &Tensor, over: Over, name: &'static str, caller: Caller) -> Result<Te
 
 fn prod(t: &Tensor, over: Over, caller: Caller) -> Tensor {
     let t = &super::cast::to_dtype(t, if t.dtype() == Bool { I32 } else { t.dtype() }, caller);
-    let out = crate::autograd::no_grad(|| record(t, ReduceOp::Prod, &over, caller));
+    let out = crate::autograd::unrecorded(|| record(t, ReduceOp::Prod, &over, caller));
     link(&out, "ProdBackward0", &[t], caller, || {
         let x = Saved::input(t);
         Box::new(move |f, g| {
@@ -184,7 +184,7 @@ fn product_of_others(x: &Tensor, over: &Over) -> Tensor {
 
 fn extremum(t: &Tensor, op: ReduceOp, over: Over, name: &'static str, caller: Caller) -> Result<Tensor> {
     over.not_empty(op.name(), caller)?;
-    let out = crate::autograd::no_grad(|| record(t, op, &over, caller));
+    let out = crate::autograd::unrecorded(|| record(t, op, &over, caller));
     link(&out, name, &[t], caller, || {
         let (x, y) = (Saved::input(t), Saved::output(&out));
         Box::new(move |f: &Arc<GradFn>, g: &Tensor| -> Grads {
@@ -207,7 +207,7 @@ fn arg_extremum(
     caller: Caller,
 ) -> Result<Tensor> {
     first_error([t])?;
-    let t = t.detach();
+    let t = t.alias();
     let (t, dim, keepdim) = match dim {
         Some((dim, keepdim)) => (t, dim, keepdim),
         None => (t.reshape(-1), 0, false),
@@ -395,7 +395,7 @@ impl Tensor {
             }
             // The largest element is taken out; where it is infinite, nothing is, or inf - inf would come of it.
             let keeping = Over::new(&x, &dims[..], true, "logsumexp", caller)?;
-            let top = record(&x.detach(), ReduceOp::Max, &keeping, caller);
+            let top = record(&x.alias(), ReduceOp::Max, &keeping, caller);
             let finite = top.abs().lt(f64::INFINITY);
             let top = top.where_(&finite, 0.0);
             let sum = x.sub(&top).exp().sum_dim(&over.dims[..], true).log().add(&top);

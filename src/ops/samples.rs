@@ -316,7 +316,7 @@ impl Input {
             }
         };
         // A leaf of its own, whatever made it.
-        let leaf = laid.detach();
+        let leaf = laid.alias();
         if self.requires_grad { leaf.requires_grad_(true) } else { leaf }
     }
 }

@@ -1,7 +1,7 @@
 //! Keeping gradients small (`torch.nn.utils.clip_grad_*`).
 
 use super::Parameters;
-use crate::autograd::no_grad;
+use crate::autograd::unrecorded;
 use crate::ops::cat::stack;
 use crate::tensor::{Tensor, zeros};
 
@@ -11,7 +11,7 @@ use crate::tensor::{Tensor, zeros};
 pub fn clip_grad_norm_(params: impl Parameters, max_norm: f64, norm_type: f64) -> Tensor {
     let grads = grads(params);
     let Some(first) = grads.first() else { return zeros(()) };
-    no_grad(|| {
+    unrecorded(|| {
         let norms: Vec<Tensor> = grads.iter().map(|g| norm(g, norm_type).to(first.device())).collect();
         let total = norm(&stack(&norms.iter().collect::<Vec<_>>(), 0), norm_type);
         let scale = (&total + 1e-6).reciprocal().mul(max_norm).minimum(1.0);
@@ -25,7 +25,7 @@ pub fn clip_grad_norm_(params: impl Parameters, max_norm: f64, norm_type: f64) -
 /// Clamps every element of the gradients to `[-limit, limit]`.
 #[track_caller]
 pub fn clip_grad_value_(params: impl Parameters, limit: f64) {
-    no_grad(|| {
+    unrecorded(|| {
         for g in grads(params) {
             g.clamp_(-limit, limit);
         }
@@ -33,7 +33,7 @@ pub fn clip_grad_value_(params: impl Parameters, limit: f64) {
 }
 
 fn grads(params: impl Parameters) -> Vec<Tensor> {
-    params.into_parameters().iter().filter_map(Tensor::grad).map(|g| g.detach()).collect()
+    params.into_parameters().iter().filter_map(Tensor::grad).map(|g| g.alias()).collect()
 }
 
 fn norm(t: &Tensor, order: f64) -> Tensor {

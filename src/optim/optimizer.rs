@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 
-use crate::autograd::no_grad;
+use crate::autograd::unrecorded;
 use crate::device::{Device, cpu};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::dtype::F64;
@@ -227,12 +227,12 @@ impl<R: Rule> Optimizer for Optim<R> {
     fn step(&mut self) -> Result<()> {
         self.check(Location::caller())?;
         let mut devices: Vec<Device> = vec![];
-        let updated: Result<()> = no_grad(|| {
+        let updated: Result<()> = unrecorded(|| {
             for group in &mut self.groups {
                 for (p, state) in group.params.iter().zip(&mut group.states) {
                     let Some(g) = p.grad() else { continue };
                     state.step += 1;
-                    if let Some(error) = group.rule.update(p, &g.detach(), state).error() {
+                    if let Some(error) = group.rule.update(p, &g.alias(), state).error() {
                         return Err(error);
                     }
                     if !devices.contains(p.device()) {
@@ -253,8 +253,8 @@ impl<R: Rule> Optimizer for Optim<R> {
                 p.set_grad(None);
             } else if let Some(g) = p.grad() {
                 // Without its history, if it was made with `create_graph`.
-                let g = g.detach();
-                no_grad(|| g.zero_());
+                let g = g.alias();
+                unrecorded(|| g.zero_());
                 p.set_grad(Some(g));
             }
         }
@@ -277,7 +277,7 @@ impl<R: Rule> Optimizer for Optim<R> {
         for (i, state) in states.filter(|(_, s)| s.step > 0) {
             dict.insert(format!("state.{i}.step"), number(state.step as f64));
             for (name, t) in &state.slots {
-                dict.insert(format!("state.{i}.{name}"), t.detach());
+                dict.insert(format!("state.{i}.{name}"), t.alias());
             }
         }
         for (i, group) in self.groups.iter().enumerate() {
@@ -345,7 +345,7 @@ fn read_state(
             return Err(Error::at(caller, ErrorKind::Shape, "load_state_dict", message));
         }
         // Its own storage: the saved tensor may be another optimizer's.
-        let value = value.detach().to(p.device()).to(p.dtype()).clone_data();
+        let value = value.alias().to(p.device()).to(p.dtype()).clone_data();
         value.check()?;
         state.slots.push((name.to_string(), value));
     }

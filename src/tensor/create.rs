@@ -454,7 +454,7 @@ impl Tensor {
     /// Carries this tensor's error, if it has one, over to what is made after its shape.
     #[track_caller]
     fn after(&self, make: impl FnOnce(Options, &[usize]) -> Tensor) -> Tensor {
-        if self.error().is_some() { self.detach() } else { make(self.like(), self.shape()) }
+        if self.error().is_some() { self.alias() } else { make(self.like(), self.shape()) }
     }
 
     /// Zeros of this tensor's shape, dtype and device (`torch.zeros_like`).

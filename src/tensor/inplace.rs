@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::sync::atomic::Ordering;
 
 use super::Tensor;
-use crate::autograd::is_grad_enabled;
+use crate::autograd::{Edge, inherit, is_grad_enabled, is_inference_mode_enabled};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::ops::cast::to_dtype;
 use crate::ops::elementwise::FILL;
@@ -126,6 +126,11 @@ impl Tensor {
             return fail(ErrorKind::Argument, message.into());
         }
         let base = self.meta().view.as_ref().map(|v| v.base.clone());
+        if self.is_inference() && !is_inference_mode_enabled() {
+            let message = "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a \
+                           clone to get a normal tensor before doing inplace update.";
+            return fail(ErrorKind::Autograd, message.into());
+        }
         if is_grad_enabled() {
             let leaf = |t: &Tensor| t.is_leaf() && t.requires_grad();
             if leaf(self) {
@@ -139,6 +144,7 @@ impl Tensor {
             }
         }
         let value = to_dtype(&value, self.dtype(), caller);
+        inherit(self, &value);
         if base.is_none() && self.owns_storage() {
             let new = value.whole(caller);
             self.take(&new);
@@ -174,13 +180,22 @@ impl Tensor {
         self.0.storage.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Gives this tensor the history of what was written to it.
-    fn rebase(&self, edge: Option<crate::autograd::Edge>) {
+    /// Gives this tensor the history of what was written to it. A gradient that was asked for is that of the new value.
+    fn rebase(&self, edge: Option<Edge>) {
         let mut meta = self.meta();
-        if edge.is_some() || meta.grad_fn.is_some() {
-            meta.grad_fn = edge;
-            meta.retains_grad = false;
+        if edge.is_none() && meta.grad_fn.is_none() {
+            return;
         }
+        if let (true, Some(old)) = (meta.retains_grad, &meta.grad_fn) {
+            old.function.forget(&self.downgrade());
+        }
+        meta.retains_grad &= edge.is_some();
+        if let (true, Some(edge)) = (meta.retains_grad, &edge) {
+            edge.function.retain(edge.output, self.downgrade());
+        }
+        let old = std::mem::replace(&mut meta.grad_fn, edge);
+        drop(meta);
+        drop(old); // outside the lock
     }
 }
 

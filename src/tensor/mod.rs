@@ -1,5 +1,6 @@
 //! The handle people hold: a view of storage, and its part in autograd.
 
+use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -7,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::smallvec;
 
-use crate::autograd::{BackwardFn, Edge, GradFn, Meta, View};
+use crate::autograd::{BackwardFn, CutKind, Edge, GradFn, Links, Meta, View, cut, links};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::device::Device;
 use crate::graph::dtype::DType;
@@ -59,12 +60,24 @@ struct Storage {
     version: AtomicU64,
     device: Device,
     dtype: DType,
+    /// Made in inference mode.
+    inference: bool,
 }
 
 #[derive(Clone)]
 pub(crate) struct WeakTensor(Weak<Inner>);
 
+impl fmt::Debug for WeakTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WeakTensor({:p})", self.0.as_ptr())
+    }
+}
+
 impl WeakTensor {
+    pub fn is_same(&self, other: &WeakTensor) -> bool {
+        Weak::ptr_eq(&self.0, &other.0)
+    }
+
     pub fn upgrade(&self) -> Option<Tensor> {
         self.0.upgrade().map(Tensor)
     }
@@ -78,16 +91,12 @@ impl Tensor {
         Tensor::with_layout(node, layout)
     }
 
-    fn with_layout(node: Arc<Node>, layout: Layout) -> Tensor {
+    pub(crate) fn with_layout(node: Arc<Node>, layout: Layout) -> Tensor {
         let (device, dtype) = (node.device.clone(), node.dtype);
-        let storage = Storage { node: Mutex::new(node), version: AtomicU64::new(0), device, dtype };
+        let inference = crate::autograd::is_inference_mode_enabled();
+        let storage =
+            Storage { node: Mutex::new(node), version: AtomicU64::new(0), device, dtype, inference };
         Tensor(Arc::new(Inner { storage: Arc::new(storage), layout, meta: Mutex::default() }))
-    }
-
-    pub(crate) fn from_saved(node: Arc<Node>, layout: Layout, edge: Option<Edge>) -> Tensor {
-        let tensor = Tensor::with_layout(node, layout);
-        tensor.meta().grad_fn = edge;
-        tensor
     }
 
     /// A tensor that carries an error instead of values.
@@ -122,15 +131,9 @@ impl Tensor {
             layout,
             meta: Mutex::new(Meta { view, ..Meta::default() }),
         }));
-        if crate::autograd::is_grad_enabled()
-            && let Some(edge) = self.gradient_edge()
-        {
-            out.link(
-                name,
-                caller,
-                smallvec![Some(edge)],
-                Box::new(move |_, g| smallvec![g[0].as_ref().map(&formula)]),
-            );
+        if let Some(links) = links(&out, name, std::iter::once(Some(self)), caller) {
+            let formula = move |_: &_, g: &[Option<Tensor>]| smallvec![g[0].as_ref().map(&formula)];
+            out.link(name, caller, links, Arc::new(formula));
         }
         out
     }
@@ -140,10 +143,11 @@ impl Tensor {
         &self,
         name: &'static str,
         caller: &'static Location<'static>,
-        edges: smallvec::SmallVec<[Option<Edge>; 3]>,
+        links: Links,
         formula: BackwardFn,
     ) {
-        let function = GradFn::new(name, caller, edges, smallvec![self.output_info()], formula);
+        let outputs = smallvec![self.output_info()];
+        let function = GradFn::new(name, caller, links.edges, outputs, links.cuts, formula);
         self.meta().grad_fn = Some(Edge { function, output: 0 });
     }
 
@@ -164,10 +168,6 @@ impl Tensor {
     /// The storage's current contents.
     pub(crate) fn node(&self) -> Arc<Node> {
         self.0.storage.node.lock().clone()
-    }
-
-    fn version(&self) -> u64 {
-        self.0.storage.version.load(Ordering::Acquire)
     }
 
     /// This tensor, read through `layout` (composed by the caller), as the input of a node.
@@ -251,6 +251,17 @@ impl Tensor {
         Arc::ptr_eq(&self.0.storage, &other.0.storage)
     }
 
+    /// How often this tensor's storage was written to (`Tensor._version`). What autograd saved before a write is
+    /// not changed by it, so that gradients are right where PyTorch must raise an error.
+    pub fn version(&self) -> u64 {
+        self.0.storage.version.load(Ordering::Acquire)
+    }
+
+    /// Whether it was made in [`inference_mode`](crate::autograd::inference_mode), or is a view of what was.
+    pub fn is_inference(&self) -> bool {
+        self.0.storage.inference
+    }
+
     /// The error this tensor carries, if it is invalid. Errors of the device are known once the values have
     /// been computed.
     pub fn error(&self) -> Option<Error> {
@@ -293,6 +304,11 @@ impl Tensor {
             let message = "you can only change requires_grad flags of leaf variables. If you want to use a \
                            computed variable in a subgraph that doesn't require differentiation use \
                            var_no_grad = var.detach()";
+            return fail(ErrorKind::Autograd, message);
+        }
+        if requires_grad && self.is_inference() && !crate::autograd::is_inference_mode_enabled() {
+            let message =
+                "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.";
             return fail(ErrorKind::Autograd, message);
         }
         let mut meta = self.meta();
@@ -339,9 +355,24 @@ impl Tensor {
     }
 
     /// Replaces the accumulated gradient; `None` forgets it.
+    #[track_caller]
     pub fn set_grad(&self, grad: Option<Tensor>) {
-        let old = std::mem::replace(&mut self.meta().grad, grad);
-        drop(old); // outside the lock
+        let caller = Location::caller();
+        let forgets = grad.is_none();
+        let had_one = self.put_grad(grad, None);
+        if forgets && had_one {
+            self.meta().cleared = Some(crate::error::line(caller));
+        }
+    }
+
+    /// Replaces the gradient by one that was made by a pass of this thread. Whether there was one before.
+    pub(crate) fn put_grad(&self, grad: Option<Tensor>, by: Option<std::thread::ThreadId>) -> bool {
+        let mut meta = self.meta();
+        meta.grad_by = by;
+        meta.cleared = None;
+        let old = (std::mem::replace(&mut meta.grad, grad), meta.shares.take());
+        drop(meta);
+        old.0.is_some() // dropped outside the lock
     }
 
     /// Makes backward passes keep the gradient of this non-leaf tensor (`Tensor.retain_grad`). Gives the same
@@ -374,7 +405,15 @@ impl Tensor {
 
     /// The same data without its history: gradients do not flow through the result (`Tensor.detach`). It shares
     /// storage, so writes to either show in both.
+    #[track_caller]
     pub fn detach(&self) -> Tensor {
+        let out = self.alias();
+        cut(&out, CutKind::Detach, "detach", std::iter::once(self), Location::caller());
+        out
+    }
+
+    /// [`detach`](Tensor::detach) for the library's own work: what is cut by it is nobody's mistake.
+    pub(crate) fn alias(&self) -> Tensor {
         Tensor(Arc::new(Inner {
             storage: self.0.storage.clone(),
             layout: self.0.layout.clone(),
@@ -421,8 +460,8 @@ impl Tensor {
         self.link(
             "AsStridedBackward0",
             Location::caller(),
-            smallvec![Some(edge)],
-            Box::new(move |_, g| {
+            Links { edges: smallvec![Some(edge)], cuts: vec![] },
+            Arc::new(move |_, g| {
                 smallvec![g[0].as_ref().map(|g| crate::ops::views::scatter_strided(g, &shape, &layout))]
             }),
         );

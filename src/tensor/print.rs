@@ -44,7 +44,7 @@ impl Tensor {
             return Err(error);
         }
         let options = print_options();
-        let values = crate::autograd::no_grad(|| self.printed(&options))?;
+        let values = crate::autograd::unrecorded(|| self.printed(&options))?;
         let exact = super::read::widen(self.dtype(), &values.contiguous().bytes()?);
         // Types that PyTorch infers from the digits are left out, unless there are none.
         let implied = matches!(self.dtype(), F32) || (matches!(self.dtype(), I32 | Bool) && self.numel() > 0);
@@ -72,7 +72,7 @@ impl Tensor {
     /// The elements that are printed: of a large tensor, only those are read.
     fn printed(&self, options: &PrintOptions) -> Result<Tensor> {
         let Some(shown) = shown(self.shape(), options) else { return Ok(self.clone()) };
-        let mut part = self.detach();
+        let mut part = self.alias();
         for (d, [head, tail]) in shown.into_iter().enumerate() {
             let pieces: SmallVec<[Tensor; 2]> = [head, tail]
                 .into_iter()
