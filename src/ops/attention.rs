@@ -287,10 +287,7 @@ impl Operands {
         let mut shape = Dims::from_slice(q.shape());
         shape[rank - 1] = self.v.size(-1);
         // The result lies as the query does: where heads were split off and moved to the front, joining them is free.
-        let order = order_of(q.layout());
-        let in_memory: Dims = order.iter().map(|&d| shape[d]).collect();
-        let mut back = Dims::from_elem(0, rank);
-        order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+        let (in_memory, back) = lie_as(q.layout(), &shape);
         let place = Layout::contiguous(&in_memory).permute(&back);
         let wants = is_grad_enabled() && self.inputs().iter().any(|t| t.gradient_edge().is_some());
         let size = numel(&shape);
@@ -352,16 +349,21 @@ impl Operands {
         }
         let mut end = 0;
         let places = layouts.map(|like| {
-            let order = order_of(like);
-            let in_memory: Dims = order.iter().map(|&d| like.shape[d]).collect();
-            let mut back = Dims::from_elem(0, like.rank());
-            order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+            let (in_memory, back) = lie_as(like, &like.shape);
             let place = Layout { offset: end, ..Layout::contiguous(&in_memory) }.permute(&back);
             end += like.numel().next_multiple_of(4);
             place
         });
         (places, end)
     }
+}
+
+/// A shape's dimensions as those of `like` lie in memory, and the permutation that leads back from there.
+fn lie_as(like: &Layout, shape: &[usize]) -> (Dims, Dims) {
+    let order = order_of(like);
+    let mut back = Dims::from_elem(0, shape.len());
+    order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+    (order.iter().map(|&d| shape[d]).collect(), back)
 }
 
 /// The dimensions from the widest stride to the narrowest, but the last one last.

@@ -1,12 +1,18 @@
 //! What the hand-written kernels' dispatches have in common.
 
+use std::sync::LazyLock;
+
 use crate::graph::dtype::DType;
 
 /// The largest grid that every adapter takes, per dimension.
 const MAX_WORKGROUPS: usize = 65_535;
 
-/// Software drivers end an invocation's loops, without a word, after 65,535 turns in all.
-pub(crate) const MAX_TURNS: usize = 65_000;
+/// The threads a software adapter has. Asking the system takes as long as recording a dozen ops.
+pub(crate) fn threads() -> usize {
+    static THREADS: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+    *THREADS
+}
 
 /// A grid of at least `groups` workgroups, which number themselves `(z * grid.y + y) * grid.x + x`.
 pub(crate) fn fold_grid(groups: usize) -> [u32; 3] {

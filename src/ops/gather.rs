@@ -4,12 +4,14 @@ use rayon::prelude::*;
 
 use crate::backend::cpu::number::Num;
 #[cfg(feature = "gpu")]
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::gather as shader};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::gather as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 use crate::graph::layout::{Dims, collapse};
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid, wgsl_type};
+use crate::ops::MAX_TURNS;
+#[cfg(feature = "gpu")]
+use crate::ops::dispatch::{Defines, fold_grid, wgsl_type};
 
 /// `out[.., j, ..] = x[.., index[.., j, ..], ..]`, of `x` and an `I32` index whose layout has the output's shape.
 #[derive(Debug)]
@@ -208,7 +210,7 @@ impl StructuredOp for ScatterAdd {
     #[cfg(feature = "gpu")]
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
         let walk = Walk::scatter(call, self.dim, self.size);
-        let software = adapter.class == AdapterClass::Software;
+        let software = adapter.is_software();
         // Columns that one invocation adds up: many on a software adapter, where looking for indices costs
         // each of them the same.
         if software && walk.is_rows() && walk.size <= 4 * walk.length && walk.length / 4 <= MAX_TURNS {

@@ -20,6 +20,8 @@ pub(crate) mod products;
 pub(crate) mod random;
 pub(crate) mod record;
 pub(crate) mod reduce;
+#[cfg(feature = "gpu")]
+mod row_kernels;
 mod rows;
 #[doc(hidden)]
 pub mod samples;
@@ -27,3 +29,6 @@ pub(crate) mod softmax;
 #[cfg(test)]
 mod structured_tests;
 pub(crate) mod views;
+
+/// Software drivers end an invocation's loops, without a word, after 65,535 turns in all.
+pub(crate) const MAX_TURNS: usize = 65_000;

@@ -6,11 +6,15 @@ use rayon::prelude::*;
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 #[cfg(feature = "gpu")]
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::norm as shader};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::norm as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::MAX_TURNS;
+#[cfg(feature = "gpu")]
+use crate::ops::dispatch::fold_grid;
+#[cfg(feature = "gpu")]
+use crate::ops::row_kernels::Kernel;
 use crate::ops::rows::{fold, plus, sum_pairs};
 
 /// Of contiguous rows `x: [rows, n]`.
@@ -248,18 +252,6 @@ impl<T: Real> Work for Parameters<'_, T> {
     }
 }
 
-/// Who computes a row.
-#[cfg(feature = "gpu")]
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Kernel {
-    /// An invocation, which keeps it in registers.
-    Registers,
-    /// A workgroup of this size, which is one subgroup or talks through its memory.
-    Team { width: usize, subgroup: bool, registers: bool },
-    /// One of 256, with this many vec4s in each turn of a loop.
-    Unrolled(usize),
-}
-
 #[cfg(feature = "gpu")]
 pub(super) struct Rows {
     rows: usize,
@@ -277,9 +269,9 @@ type Fits = fn(&Rows) -> bool;
 /// a row in registers, read once, is best. On a GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
 pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
-    use Kernel::{Registers, Team, Unrolled};
+    use Kernel::{Registers, Unrolled};
     const fn team(width: usize, subgroup: bool, registers: bool) -> Kernel {
-        Team { width, subgroup, registers }
+        Kernel::team(width, subgroup, registers)
     }
     [
         (Registers, |r| !r.parameters && r.n <= 32 && (r.software || r.rows >= 1024)),
@@ -298,30 +290,20 @@ pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
 impl Rows {
     pub(super) fn new(op: &Normalize, call: &Structured, adapter: &AdapterInfo) -> Rows {
         let &[rows, n] = &call.inputs[0].1.shape[..] else { unreachable!("the norms take [rows, n]") };
-        let software = adapter.class == AdapterClass::Software;
+        let software = adapter.is_software();
         let parameters = matches!(op.task, Task::Parameters { .. });
-        Rows { rows, n, parameters, software, eights: software && adapter.subgroup_size == Some(8) }
+        Rows { rows, n, parameters, software, eights: adapter.has_eights() }
     }
 
     /// How often an invocation's loops turn over a row: for the mean, the variance, a gradient's sums, the results.
     fn turns(&self, kernel: Kernel) -> usize {
-        1 + 4 * match kernel {
-            Kernel::Registers | Kernel::Team { registers: true, .. } => 0,
-            Kernel::Team { width, .. } => self.n.div_ceil(4 * width),
-            Kernel::Unrolled(ways) => self.n.div_ceil(4 * 256 * ways),
-        }
+        1 + 4 * kernel.turns(self.n, self.software)
     }
 
     pub(super) fn calls(&self, kernel: Kernel, op: &Normalize, call: &Structured) -> Vec<ShaderCall> {
         if self.n == 0 || call.out_shape.contains(&0) {
             return vec![];
         }
-        let unroll = if let Kernel::Unrolled(ways) = kernel { ways } else { 1 };
-        let (team, subgroup, registers, width) = match kernel {
-            Kernel::Registers => (false, false, true, if self.software { 8 } else { 64 }),
-            Kernel::Team { width, subgroup, registers } => (true, subgroup, registers, width),
-            Kernel::Unrolled(_) => (true, false, false, 256),
-        };
         let (gradient, weight, bias) = match op.task {
             Task::Forward { weight, bias } => (false, weight, bias),
             Task::Gradient { weight } => (true, weight, false),
@@ -330,24 +312,15 @@ impl Rows {
         // On a software adapter several rows share the weights' loads.
         let each = match op.task {
             Task::Parameters { each, .. } => each,
-            _ if self.software && registers && team => (self.rows / 64).clamp(1, 16),
+            _ if self.software && kernel.in_registers() && kernel.is_team() => (self.rows / 64).clamp(1, 16),
             _ => 1,
         };
         let (g, x) = if gradient || self.parameters { (0, 1) } else { (0, 0) };
         let (w, b) = (x + 1, x + 1 + usize::from(weight));
         let offset = |i: usize| call.inputs.get(i).map_or(0, |(_, layout)| layout.offset as u32);
-        // Past the end of a row single elements may be read, but not fours.
-        let vec = unroll == 1
-            && self.n.is_multiple_of(4)
-            && (0..call.inputs.len()).all(|i| offset(i).is_multiple_of(4));
-        let step = if team { 4 * width } else { 4 };
-        let defines = Defines::default()
-            .value("T", "f32")
-            .value("WIDTH", width)
-            .value("UNROLL", unroll)
-            .flag("TEAM", team)
-            .flag("SUBGROUP", subgroup)
-            .value("CHUNKS", if registers { self.n.div_ceil(step) } else { 0 })
+        let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
+        let defines = kernel
+            .defines(self.n, self.software, true, offsets)
             .flag("GRADIENT", gradient)
             .flag("PARAMETERS", self.parameters)
             .flag("RMS", op.rms)
@@ -358,10 +331,7 @@ impl Rows {
             .flag("ADDED", bias && !self.parameters)
             .value("X_AT", 2 + x)
             .value("W_AT", 2 + w)
-            .value("B_AT", 2 + b)
-            .flag("VEC", vec)
-            .flag("VEC4", vec)
-            .flag("WHOLE", vec && (!registers || self.n.is_multiple_of(step)));
+            .value("B_AT", 2 + b);
         let params = shader::Params {
             rows: self.rows as u32,
             n: self.n as u32,
@@ -377,7 +347,9 @@ impl Rows {
             entry: "norm",
             defines: defines.0,
             params: params.into(),
-            workgroups: fold_grid(self.rows.div_ceil(if team { each } else { each * width })),
+            workgroups: fold_grid(
+                self.rows.div_ceil(each * if kernel.is_team() { 1 } else { kernel.width(self.software) }),
+            ),
         }]
     }
 }

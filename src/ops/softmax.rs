@@ -5,11 +5,15 @@ use rayon::prelude::*;
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 #[cfg(feature = "gpu")]
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::softmax as shader};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::softmax as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::MAX_TURNS;
+#[cfg(feature = "gpu")]
+use crate::ops::dispatch::fold_grid;
+#[cfg(feature = "gpu")]
+use crate::ops::row_kernels::Kernel;
 use crate::ops::rows::{fold, map_sum, plus, sum_pairs};
 
 /// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
@@ -232,20 +236,6 @@ fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], inner: usize, totals:
     }
 }
 
-/// Who computes a row.
-#[cfg(feature = "gpu")]
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Kernel {
-    /// An invocation, which keeps it in registers.
-    Registers,
-    /// An invocation.
-    Invocation,
-    /// A workgroup of this size, which is one subgroup or talks through its memory.
-    Team { width: usize, subgroup: bool, registers: bool },
-    /// One of 256, with this many vec4s in each turn of a loop.
-    Unrolled(usize),
-}
-
 #[cfg(feature = "gpu")]
 pub(super) struct Rows {
     rows: usize,
@@ -263,9 +253,9 @@ type Fits = fn(&Rows) -> bool;
 /// a row in registers, read once, is best. On a GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
 pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
-    use Kernel::{Invocation, Registers, Team, Unrolled};
+    use Kernel::{Invocation, Registers, Unrolled};
     const fn team(width: usize, subgroup: bool, registers: bool) -> Kernel {
-        Team { width, subgroup, registers }
+        Kernel::team(width, subgroup, registers)
     }
     [
         (Registers, |r| r.n <= 32 && (r.software || r.inner >= 32 || r.rows >= 1024)),
@@ -295,19 +285,14 @@ impl Rows {
         let &[outer, n, inner] = &call.inputs[0].1.shape[..] else {
             unreachable!("softmax takes [outer, n, inner]")
         };
-        let software = adapter.class == AdapterClass::Software;
-        let eights = software && adapter.subgroup_size == Some(8);
+        let software = adapter.is_software();
+        let eights = adapter.has_eights();
         Rows { rows: outer * inner, n, inner, software, eights }
     }
 
     /// How often an invocation's loops turn, for the greatest, the sum and the results.
     fn turns(&self, kernel: Kernel) -> usize {
-        3 * match kernel {
-            Kernel::Registers | Kernel::Team { registers: true, .. } => 0,
-            Kernel::Invocation => self.n.div_ceil(4),
-            Kernel::Team { width, .. } => self.n.div_ceil(4 * width),
-            Kernel::Unrolled(ways) => self.n.div_ceil(4 * 256 * ways),
-        }
+        3 * kernel.turns(self.n, self.software)
     }
 
     pub(super) fn calls(&self, kernel: Kernel, call: &Structured, log: bool) -> Vec<ShaderCall> {
@@ -315,31 +300,11 @@ impl Rows {
             return vec![];
         }
         let backward = call.inputs.len() > 1;
-        let unroll = if let Kernel::Unrolled(ways) = kernel { ways } else { 1 };
-        let (team, subgroup, registers, width) = match kernel {
-            Kernel::Registers => (false, false, true, if self.software { 8 } else { 64 }),
-            Kernel::Invocation => (false, false, false, if self.software { 8 } else { 64 }),
-            Kernel::Team { width, subgroup, registers } => (true, subgroup, registers, width),
-            Kernel::Unrolled(_) => (true, false, false, 256),
-        };
-        // Past the end of a row single elements may be read, but not fours.
-        let vec = unroll == 1
-            && self.inner == 1
-            && self.n.is_multiple_of(4)
-            && call.inputs.iter().all(|(_, layout)| layout.offset.is_multiple_of(4));
-        let step = if team { 4 * width } else { 4 };
-        let defines = Defines::default()
-            .value("T", "f32")
-            .value("WIDTH", width)
-            .value("UNROLL", unroll)
-            .flag("TEAM", team)
-            .flag("SUBGROUP", subgroup)
-            .value("CHUNKS", if registers { self.n.div_ceil(step) } else { 0 })
+        let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
+        let defines = kernel
+            .defines(self.n, self.software, self.inner == 1, offsets)
             .flag("LOG", log)
             .flag("BACKWARD", backward)
-            .flag("VEC", vec)
-            .flag("VEC4", vec)
-            .flag("WHOLE", vec && (!registers || self.n.is_multiple_of(step)))
             .flag("POLYNOMIAL", self.software);
         let params = shader::Params {
             rows: self.rows as u32,
@@ -353,7 +318,11 @@ impl Rows {
             entry: "softmax",
             defines: defines.0,
             params: params.into(),
-            workgroups: fold_grid(if team { self.rows } else { self.rows.div_ceil(width) }),
+            workgroups: fold_grid(self.rows.div_ceil(if kernel.is_team() {
+                1
+            } else {
+                kernel.width(self.software)
+            })),
         }]
     }
 }

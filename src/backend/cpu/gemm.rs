@@ -21,21 +21,36 @@ pub trait Product: Num {
     fn product(size: [usize; 3], a: Matrix<Self>, b: Matrix<Self>, out: &mut [Self], threads: bool);
 }
 
-/// An element type that [`multiply_add`] takes.
-pub trait PanelProduct: Product {
+/// An element type that the `gemm` crates have kernels for.
+pub trait Gemm: Product {
+    /// `out = factor * a · b`, or `out += factor * a · b` if `add`.
+    ///
+    /// # Safety
+    /// All three matrices must lie in memory, initialised where they are read; nobody else may see the output.
     #[doc(hidden)]
-    #[allow(clippy::too_many_arguments)] // as every gemm
-    fn panel(
-        m: usize,
-        n: usize,
-        k: usize,
-        a: Matrix<Self>,
-        b: Matrix<Self>,
-        out: &mut [Self],
-        row: usize,
+    unsafe fn gemm(
+        size: [usize; 3],
+        a: At<*const Self>,
+        b: At<*const Self>,
+        out: At<*mut Self>,
         add: bool,
+        factor: Self,
         threads: bool,
     );
+}
+
+/// A matrix in memory: its first element, and strides of rows and columns.
+#[derive(Clone, Copy)]
+pub struct At<P> {
+    pub first: P,
+    pub row: usize,
+    pub column: usize,
+}
+
+impl<P> At<P> {
+    pub fn turned(self) -> At<P> {
+        At { row: self.column, column: self.row, ..self }
+    }
 }
 
 /// A matrix inside a slice: `[row, column]` lies at `row * strides[0] + column * strides[1]`.
@@ -55,6 +70,10 @@ impl<'a, T: Copy> Matrix<'a, T> {
             assert!(last.is_some_and(|last| last < values.len()), "a matrix reaches past its memory");
         }
         Matrix { values, strides }
+    }
+
+    fn at(self) -> At<*const T> {
+        At { first: self.values.as_ptr(), row: self.strides[0], column: self.strides[1] }
     }
 
     /// Without the rows before this one, which must be there.
@@ -110,6 +129,7 @@ pub fn matmuls<'a, T: Product>(
 
 fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut [T], threads: bool) {
     let [m, n, k] = size;
+    let threads = threads && m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS;
     if n == 1 {
         matrix_vector(k, a, b.values, b.strides[0], out);
     } else if m == 1 {
@@ -122,7 +142,7 @@ fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut 
                 sum.add(a.values[row + p * a.strides[1]].mul(b.values[column + p * b.strides[0]]))
             });
         }
-    } else if threads && !inside() && m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS {
+    } else if threads && !inside() {
         // A few rows for each thread, this one among them.
         let rows = PIECE.div_ceil(n.saturating_mul(k)).max(m.div_ceil(workers())).next_multiple_of(8);
         share(out, rows * n, |i, out| {
@@ -136,8 +156,8 @@ fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut 
 /// `out = a · b`, or `out += a · b` if `add`, as [`matmul`], with the rows of `out` lying `row` apart. Only with
 /// `threads` it uses more than this one.
 #[allow(clippy::too_many_arguments)] // as every gemm
-pub fn multiply_add<T: PanelProduct>(
-    [m, n, k]: [usize; 3],
+pub fn multiply_add<T: Gemm>(
+    size: [usize; 3],
     a: &[T],
     a_strides: [usize; 2],
     b: &[T],
@@ -147,59 +167,48 @@ pub fn multiply_add<T: PanelProduct>(
     add: bool,
     threads: bool,
 ) {
+    let [m, n, k] = size;
     if m == 0 || n == 0 {
         return;
     }
     let end = (m - 1).checked_mul(row).and_then(|last| last.checked_add(n));
     assert!(row >= n && end.is_some_and(|end| end <= out.len()), "an output that is too small");
     let (a, b) = (Matrix::new(m, k, a, a_strides), Matrix::new(k, n, b, b_strides));
-    if k > 0 {
-        T::panel(m, n, k, a, b, out, row, add, threads);
-    } else if !add {
+    if k == 0 && !add {
         out.chunks_mut(row).take(m).for_each(|out| out[..n].fill(T::ZERO));
     }
+    if k == 0 {
+        return;
+    }
+    let out = At { first: out.as_mut_ptr(), row, column: 1 };
+    // SAFETY: `Matrix::new` and the assertion hold all three matrices inside their slices; `out` is borrowed exclusively.
+    unsafe { T::gemm(size, a.at(), b.at(), out, add, T::ONE, threads) };
 }
 
 macro_rules! float {
     ($($t:ident = $gemm:path;)*) => {$(
         impl Product for $t {
-            fn product(
-                [m, n, k]: [usize; 3],
-                a: Matrix<$t>,
-                b: Matrix<$t>,
-                out: &mut [$t],
-                threads: bool,
-            ) {
-                let large = m.saturating_mul(n).saturating_mul(k) >= WORTH_THREADS;
-                let a = Matrix::new(m, k, a.values, a.strides);
-                let b = Matrix::new(k, n, b.values, b.strides);
-                assert_eq!(Some(out.len()), m.checked_mul(n), "an output of another size");
-                $t::panel(m, n, k, a, b, out, n, false, threads && large);
+            fn product(size: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t], threads: bool) {
+                multiply_add(size, a.values, a.strides, b.values, b.strides, out, size[1], false, threads);
             }
         }
-        impl PanelProduct for $t {
-            fn panel(
-                m: usize,
-                n: usize,
-                k: usize,
-                a: Matrix<$t>,
-                b: Matrix<$t>,
-                out: &mut [$t],
-                row: usize,
+        impl Gemm for $t {
+            unsafe fn gemm(
+                [m, n, k]: [usize; 3],
+                a: At<*const $t>,
+                b: At<*const $t>,
+                out: At<*mut $t>,
                 add: bool,
+                factor: $t,
                 threads: bool,
             ) {
                 let threads = if threads { Parallelism::Rayon(0) } else { Parallelism::None };
-                // The kernels want columns, so this computes out^T = b^T a^T.
-                let [a_row, a_column] = a.strides.map(|s| s as isize);
-                let [b_row, b_column] = b.strides.map(|s| s as isize);
-                let (row, keep) = (row as isize, if add { 1.0 } else { 0.0 });
-                // SAFETY: `Matrix::new` and the callers, `product` and `multiply_add`, hold all three matrices
-                // inside their slices; `out` is borrowed exclusively, and initialised where it is read.
+                // SAFETY: the caller's. The kernels want columns, so this computes outᵀ = bᵀ aᵀ.
                 unsafe {
                     $gemm()(
-                        n, m, k, out.as_mut_ptr(), row, 1, add, b.values.as_ptr(), b_row, b_column,
-                        a.values.as_ptr(), a_row, a_column, keep, 1.0, false, false, false, threads,
+                        n, m, k, out.first, out.row as isize, out.column as isize, add,
+                        b.first, b.row as isize, b.column as isize, a.first, a.row as isize, a.column as isize,
+                        1.0, factor, false, false, false, threads,
                     );
                 }
             }

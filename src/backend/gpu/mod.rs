@@ -59,6 +59,18 @@ pub struct AdapterInfo {
     pub tuner: Arc<tune::Tuner>,
 }
 
+impl AdapterInfo {
+    /// Whether it is a driver that runs shaders on the CPU.
+    pub fn is_software(&self) -> bool {
+        self.class == AdapterClass::Software
+    }
+
+    /// Whether it is one whose eight lanes are a subgroup that shaders may use.
+    pub fn has_eights(&self) -> bool {
+        self.is_software() && self.subgroup_size == Some(8)
+    }
+}
+
 /// One dispatch of a hand-written shader from `shaders/`.
 #[derive(Clone, Debug)]
 pub struct ShaderCall {

@@ -68,10 +68,8 @@ impl Tuner {
 
     /// The calls to make. Choices that are not among the ways (any more) count for nothing.
     pub fn pick(&self, mut ways: Ways) -> Vec<ShaderCall> {
-        let state = self.state.lock();
-        let chosen = state.choices.get(&ways.key);
-        let at = chosen.and_then(|name| ways.ways.iter().position(|(way, _)| way == name));
-        if ways.ways.is_empty() { vec![] } else { ways.ways.swap_remove(at.unwrap_or(0)).1 }
+        let at = self.place(&ways);
+        if ways.ways.is_empty() { vec![] } else { ways.ways.swap_remove(at).1 }
     }
 
     fn choose(&self, key: &str, name: &str) {
@@ -80,6 +78,13 @@ impl Tuner {
 
     fn knows(&self, key: &str) -> bool {
         self.state.lock().choices.contains_key(key)
+    }
+
+    /// Which of the ways is the one to take.
+    fn place(&self, ways: &Ways) -> usize {
+        let state = self.state.lock();
+        let chosen = state.choices.get(&ways.key);
+        ways.ways.iter().position(|(way, _)| Some(way) == chosen).unwrap_or(0)
     }
 
     /// Whether there is time left for this.
@@ -129,7 +134,11 @@ impl Gpu {
             return;
         }
         let begun = Instant::now();
-        while let at = repeated.seen.fetch_add(1, Ordering::Relaxed) as usize
+        // Whether another than the first way is known by now for a kernel looked at; it may be another plan's finding.
+        let mut stale = false;
+        let mut timed = false;
+        while !timed
+            && let at = repeated.seen.fetch_add(1, Ordering::Relaxed) as usize
             && at < count
         {
             let Command::Dispatch { kernel, buffers: slots, .. } = &recording.commands[at] else { continue };
@@ -139,18 +148,17 @@ impl Gpu {
                 slots.iter().map(|&s| buffers.get(s as usize).map(|b| b.bytes)).collect();
             let Some(sizes) = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE) else { continue };
             if !self.info.tuner.knows(&ways.key) {
-                let timed = self.time(kernel, &ways, &sizes);
-                self.info.tuner.state.lock().spent += begun.elapsed();
-                if timed.is_err() {
+                timed = true;
+                if self.time(kernel, &ways, &sizes).is_err() {
                     self.info.tuner.choose(&ways.key, &ways.ways[0].0);
                 }
+                self.info.tuner.state.lock().spent += begun.elapsed();
                 self.info.tuner.keep();
             }
-            // What is known by now may be another plan's finding.
-            if let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording) {
-                *repeated.plan.lock() = Arc::new(plan);
-            }
-            return;
+            stale |= self.info.tuner.place(&ways) != 0;
+        }
+        if stale && let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording) {
+            *repeated.plan.lock() = Arc::new(plan);
         }
     }
 

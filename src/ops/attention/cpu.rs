@@ -1,12 +1,13 @@
 //! Attention on the CPU: blocks of rows, products by `gemm`, tasks by batch and block.
 
 use bytemuck::Pod;
-use gemm_common::Parallelism;
 use rayon::prelude::*;
 
 use super::kernel::{Operand, Problem};
+use crate::backend::cpu::gemm::{At, Gemm};
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
+use crate::ops::rows::{fold, plus};
 
 /// Rows of scores that a task has at a time.
 const ROWS: usize = 32;
@@ -14,52 +15,8 @@ const ROWS: usize = 32;
 const TASKS: usize = 16;
 
 /// An element type with a matrix product.
-pub(super) trait Float: Real + Pod {
-    /// `out = keep * out + factor * a · b`, all in rows and columns at strides.
-    ///
-    /// # Safety
-    /// All three matrices must lie in memory; nobody else may see the output.
-    unsafe fn product(
-        size: [usize; 3],
-        a: At<*const Self>,
-        b: At<*const Self>,
-        out: At<*mut Self>,
-        keep: bool,
-        factor: Self,
-    );
-}
-
-/// A matrix in memory: its first element, and strides of rows and columns.
-#[derive(Clone, Copy)]
-pub(super) struct At<P> {
-    first: P,
-    row: usize,
-    column: usize,
-}
-
-impl<P> At<P> {
-    fn turned(self) -> At<P> {
-        At { row: self.column, column: self.row, ..self }
-    }
-}
-
-macro_rules! float {
-    ($($t:ident = $gemm:path;)*) => {$(
-        impl Float for $t {
-            unsafe fn product([m, n, k]: [usize; 3], a: At<*const $t>, b: At<*const $t>, out: At<*mut $t>, keep: bool, factor: $t) {
-                // SAFETY: the caller's. The kernels want columns, so this computes outᵀ = bᵀ aᵀ.
-                unsafe {
-                    $gemm()(
-                        n, m, k, out.first, out.row as isize, out.column as isize, keep,
-                        b.first, b.row as isize, b.column as isize, a.first, a.row as isize, a.column as isize,
-                        1.0, factor, false, false, false, Parallelism::None,
-                    );
-                }
-            }
-        }
-    )*};
-}
-float! { f32 = gemm_f32::gemm::f32::get_gemm_fn; f64 = gemm_f64::gemm::f64::get_gemm_fn; }
+pub(super) trait Float: Real + Gemm + Pod {}
+impl<T: Real + Gemm + Pod> Float for T {}
 
 /// The output, of which every task writes rows of its own.
 #[derive(Clone, Copy)]
@@ -152,24 +109,6 @@ impl<T: Float> Scores<'_, T> {
     }
 }
 
-/// Folds in as many lanes as fit in registers.
-#[inline(always)]
-fn fold<T: Real>(values: &[T], start: T, join: impl Fn(T, T) -> T) -> T {
-    const LANES: usize = 16;
-    let mut lanes = [start; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = join(*lane, v);
-        }
-    }
-    for (lane, &v) in lanes.iter_mut().zip(rest) {
-        *lane = join(*lane, v);
-    }
-    lanes.into_iter().fold(start, join)
-}
-
 impl<T: Float> Work for Scores<'_, T> {
     type Output = ();
 
@@ -185,11 +124,11 @@ impl<T: Float> Work for Scores<'_, T> {
                     unseen.fill(T::ZERO);
                     self.row(self.from + i, row);
                     let none = T::of(f64::NEG_INFINITY);
-                    let most = fold(row, none, T::maximum);
+                    let most = fold(row, none, |s| s, T::maximum);
                     // Of a row that sees nothing, the differences would be no numbers.
                     let most = if most == none { T::ZERO } else { most };
                     row.iter_mut().for_each(|s| *s = Real::exp(*s - most));
-                    *total = (most, fold(row, T::ZERO, |a, b| a + b));
+                    *total = (most, fold(row, T::ZERO, |s| s, plus));
                 }
             }
             Then::Slopes { lse, delta, slopes } => {
@@ -232,7 +171,7 @@ pub(super) fn forward<T: Float>(p: &Problem, inputs: &[&[u8]], out: &mut [u8]) {
         let q = matrix(p, q, &p.inputs[0], batch, from, [rows, p.e]);
         let k = matrix(p, k, &p.inputs[1], batch, 0, [keys, p.e]);
         // SAFETY: `matrix` checked the inputs; the scores are this task's.
-        unsafe { T::product([rows, keys, p.e], q, k.turned(), s, false, T::ONE) };
+        unsafe { T::gemm([rows, keys, p.e], q, k.turned(), s, false, T::ONE, false) };
         let then = Then::Exp(&mut totals[..]);
         vectorized(Scores { p, mask, batch, from, keys, scores: &mut scores[..], then });
         for (row, total) in scores.chunks_exact_mut(keys).zip(&*totals) {
@@ -243,7 +182,7 @@ pub(super) fn forward<T: Float>(p: &Problem, inputs: &[&[u8]], out: &mut [u8]) {
         let at = result.offset + p.batch_offset(result, batch) + from * result.row;
         let s = At { first: scores.as_ptr(), row: keys, column: 1 };
         // SAFETY: as above; the rows of the result are this task's.
-        unsafe { T::product([rows, p.v, keys], s, v, shared.matrix(at, result), false, T::ONE) };
+        unsafe { T::gemm([rows, p.v, keys], s, v, shared.matrix(at, result), false, T::ONE, false) };
         for (i, &(most, sum)) in totals.iter().enumerate().filter(|_| lse.is_some()) {
             let value = if sum == T::ZERO { T::of(f64::INFINITY) } else { most + Real::ln(sum) };
             // SAFETY: checked above; one place for each row.
@@ -301,8 +240,8 @@ pub(super) fn backward<T: Float>(p: &Problem, inputs: &[&[u8]], out: &mut [u8]) 
             let d = At { first: slopes.as_mut_ptr(), row: keys, column: 1 };
             // SAFETY: `matrix` checked the inputs; scores and slopes are this task's.
             unsafe {
-                T::product([rows, keys, p.e], q, k.turned(), s, false, T::ONE);
-                T::product([rows, keys, p.v], g, v.turned(), d, false, T::ONE);
+                T::gemm([rows, keys, p.e], q, k.turned(), s, false, T::ONE, false);
+                T::gemm([rows, keys, p.v], g, v.turned(), d, false, T::ONE, false);
             }
             let row = batch * p.l + from;
             let (lse, delta) = (&data[4][p.lse + row..][..rows], &data[5][p.delta + row..][..rows]);
@@ -314,9 +253,9 @@ pub(super) fn backward<T: Float>(p: &Problem, inputs: &[&[u8]], out: &mut [u8]) 
             let d = At { first: slopes.as_ptr(), row: keys, column: 1 };
             // SAFETY: as above; the outputs are this task's rows, batch or own sums.
             unsafe {
-                T::product([keys, p.v, rows], s.turned(), g, dv, true, T::ONE);
-                T::product([keys, p.e, rows], d.turned(), q, dk, true, scale);
-                T::product([rows, p.e, keys], d, k, to, false, scale);
+                T::gemm([keys, p.v, rows], s.turned(), g, dv, true, T::ONE, false);
+                T::gemm([keys, p.e, rows], d.turned(), q, dk, true, scale, false);
+                T::gemm([rows, p.e, keys], d, k, to, false, scale, false);
             }
         }
         own

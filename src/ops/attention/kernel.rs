@@ -2,12 +2,13 @@
 
 use super::cpu;
 #[cfg(feature = "gpu")]
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::attention as shader};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::attention as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 use crate::graph::layout::{Dims, Layout, collapse, numel};
+use crate::ops::MAX_TURNS;
 #[cfg(feature = "gpu")]
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::dispatch::{Defines, fold_grid};
 
 /// The most columns that kernels take.
 pub(super) const MAX_COLUMNS: usize = 256;
@@ -228,10 +229,9 @@ impl Problem {
 
 /// Whether the kernels take such rows: they end in the turns of loops that software drivers grant.
 pub(super) fn fits(rows: usize, e: usize, v: usize) -> bool {
-    const TURNS: usize = 65_000;
     (1..=MAX_COLUMNS).contains(&e)
         && (1..=MAX_COLUMNS).contains(&v)
-        && rows.div_ceil(32) * (2 * e.div_ceil(16) + 2 * v.div_ceil(16) + 4) <= TURNS
+        && rows.div_ceil(32) * (2 * e.div_ceil(16) + 2 * v.div_ceil(16) + 4) <= MAX_TURNS
 }
 
 #[cfg(feature = "gpu")]
@@ -273,7 +273,7 @@ pub(super) const VARIANTS: &[(Kernel, Kernel, usize)] = &{
 
 #[cfg(feature = "gpu")]
 fn chosen(problem: &Problem, adapter: &AdapterInfo) -> (Kernel, Kernel) {
-    let software = adapter.class == AdapterClass::Software;
+    let software = adapter.is_software();
     let columns = problem.e.max(problem.v);
     let fits = |kernel: Kernel| match kernel {
         Kernel::Lanes { subgroup, .. } => software && (!subgroup || adapter.subgroup_size == Some(8)),

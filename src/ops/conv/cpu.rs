@@ -7,13 +7,13 @@ use rayon::prelude::*;
 
 use super::direct::{direct, direct_input, direct_output, direct_weight, dot};
 use super::op::{Conv2d, Geometry, Part};
-use crate::backend::cpu::gemm::{PanelProduct, multiply_add};
+use crate::backend::cpu::gemm::{Gemm, multiply_add};
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 use crate::graph::kernel::Structured;
 
-pub(super) trait Element: Real + PanelProduct + bytemuck::Pod {}
-impl<T: Real + PanelProduct + bytemuck::Pod> Element for T {}
+pub(super) trait Element: Real + Gemm + bytemuck::Pod {}
+impl<T: Real + Gemm + bytemuck::Pod> Element for T {}
 
 /// Elements of a block of taps: what leaves room in a core's own cache.
 const BLOCK: usize = 48 << 10;
@@ -61,11 +61,6 @@ impl Geometry {
     /// Whether a tap's places are as far apart as the image's elements, so that they are a stretch of it.
     fn is_shifted(&self) -> bool {
         self.stride == [1, 1] && self.places[1] == self.size[1]
-    }
-
-    /// Whether the taps are the image itself.
-    fn is_pointwise(&self) -> bool {
-        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0] && self.places == self.size
     }
 
     fn columns(&self, block: &Block) -> usize {

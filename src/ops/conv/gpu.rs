@@ -1,17 +1,14 @@
 //! Which kernel computes a convolution on a GPU, and with what parameters.
 
 use super::op::{Conv2d, Geometry, Part};
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::conv as shader};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::conv as shader};
 use crate::graph::kernel::Structured;
-use crate::graph::layout::Layout;
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::MAX_TURNS;
+use crate::ops::dispatch::{Defines, fold_grid};
 
 /// A product for each group (and part), as the shader sees it.
 pub(crate) struct Problem {
     weight: bool,
-    /// The input `w`, or `y`: its layout.
-    w: Layout,
-    x_offset: usize,
     /// How many groups (times parts) there are.
     batches: usize,
     params: shader::Params,
@@ -39,28 +36,25 @@ type Fits = fn(&Problem, &AdapterInfo) -> bool;
 /// The first that fits is taken. A software adapter has few threads to fill, and barriers are dear there.
 pub(crate) const VARIANTS: &[(Kernel, Fits)] = &{
     use Kernel::{Dot, Lanes, Tiles};
-    fn software(adapter: &AdapterInfo) -> bool {
-        adapter.class == AdapterClass::Software
-    }
     fn subgroups(adapter: &AdapterInfo) -> bool {
-        software(adapter) && adapter.subgroup_size == Some(8) && adapter.pairs
+        adapter.has_eights() && adapter.pairs
     }
     [
         (Dot(64), |p, _| p.weight && p.params.rows <= 2),
-        (Lanes { rows: 1, width: 8, subgroup: false }, |p, a| software(a) && p.params.rows == 1),
-        (Lanes { rows: 4, width: 8, subgroup: false }, |p, a| software(a) && p.params.rows <= 4),
+        (Lanes { rows: 1, width: 8, subgroup: false }, |p, a| a.is_software() && p.params.rows == 1),
+        (Lanes { rows: 4, width: 8, subgroup: false }, |p, a| a.is_software() && p.params.rows <= 4),
         // Larger tiles need fewer loads for the same work, but longer to compile.
         (Lanes { rows: 32, width: 8, subgroup: true }, |p, a| {
             subgroups(a) && p.params.rows.next_multiple_of(32) <= p.params.rows.next_multiple_of(16)
         }),
         (Lanes { rows: 16, width: 8, subgroup: true }, |_, a| subgroups(a)),
-        (Lanes { rows: 8, width: 8, subgroup: false }, |_, a| software(a)),
-        (Lanes { rows: 1, width: 64, subgroup: false }, |p, a| !software(a) && p.params.rows == 1),
+        (Lanes { rows: 8, width: 8, subgroup: false }, |_, a| a.is_software()),
+        (Lanes { rows: 1, width: 64, subgroup: false }, |p, a| !a.is_software() && p.params.rows == 1),
         (Lanes { rows: 4, width: 64, subgroup: false }, |p, a| {
-            !software(a) && !p.weight && p.params.rows <= 4
+            !a.is_software() && !p.weight && p.params.rows <= 4
         }),
-        (Tiles { pieces: 2 }, |p, a| !software(a) && p.tiles(64, 64) >= 128),
-        (Tiles { pieces: 1 }, |_, a| !software(a)),
+        (Tiles { pieces: 2 }, |p, a| !a.is_software() && p.tiles(64, 64) >= 128),
+        (Tiles { pieces: 1 }, |_, a| !a.is_software()),
         // What is left are sums past the turns of a software driver's loops.
         (Tiles { pieces: 1 }, |_, _| true),
         (Dot(256), |_, _| true),
@@ -71,10 +65,10 @@ pub(crate) const VARIANTS: &[(Kernel, Fits)] = &{
 const MAX_PHASES: usize = 16;
 
 pub(super) fn calls(op: &Conv2d, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
-    let software = adapter.class == AdapterClass::Software;
     (problems(op, call).iter())
         .filter_map(|p| {
-            let within = |kernel: Kernel| p.takes(kernel) && (!software || p.turns(kernel) <= MAX_TURNS);
+            let within =
+                |kernel: Kernel| p.takes(kernel) && (!adapter.is_software() || p.turns(kernel) <= MAX_TURNS);
             let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(p, adapter));
             chosen.map(|(kernel, _)| p.call(*kernel))
         })
@@ -163,10 +157,8 @@ impl Problem {
         let w = &call.inputs[1].1;
         Problem {
             weight: false,
-            w: w.clone(),
-            x_offset: call.inputs[0].1.offset,
             batches: g.groups,
-            pointwise: g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0] && g.places == g.size,
+            pointwise: g.is_pointwise(),
             div: false,
             dense: true,
             params: shader::Params {
@@ -216,8 +208,6 @@ impl Problem {
     fn weight(g: &Geometry, parts: usize, call: &Structured) -> Problem {
         Problem {
             weight: true,
-            w: call.inputs[1].1.clone(),
-            x_offset: call.inputs[0].1.offset,
             batches: g.groups * parts,
             pointwise: false,
             div: false,
@@ -237,10 +227,8 @@ impl Problem {
         let s = &w.strides;
         Problem {
             weight: false,
-            w: Layout { offset: w.offset + y.tap * s[2] + x.tap * s[3], ..w.clone() },
-            x_offset: call.inputs[0].1.offset,
             batches: g.groups,
-            pointwise: g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0] && g.places == g.size,
+            pointwise: g.is_pointwise(),
             div: y.div > 1 || x.div > 1,
             dense: y.step == 1 && x.step == 1,
             params: shader::Params {
@@ -348,11 +336,11 @@ impl Problem {
             Kernel::Lanes { rows, width, subgroup } => {
                 let by_row = self.reads_four() && !self.along_channels() && four(rows);
                 let a_vec = if self.weight {
-                    four(places) && four(self.w.offset)
+                    four(places) && four(p.w_offset as usize)
                 } else {
                     self.reads_four() && (self.along_channels() || by_row)
                 };
-                let b_vec = self.pointwise && four(places) && four(self.x_offset);
+                let b_vec = self.pointwise && four(places) && four(p.x_offset as usize);
                 let defines = defines
                     .flag("LANES", true)
                     .value("WIDTH", width)

@@ -72,6 +72,11 @@ impl Geometry {
         self.kernel[0] * self.kernel[1]
     }
 
+    /// Whether the taps are the image itself.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0] && self.places == self.size
+    }
+
     /// Elements of a channel of `x`, and of `y`.
     pub fn area(&self) -> usize {
         self.size[0] * self.size[1]

@@ -4,7 +4,8 @@ use crate::backend::gpu::tune::Ways;
 use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::Structured;
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid, wgsl_type};
+use crate::ops::MAX_TURNS;
+use crate::ops::dispatch::{Defines, fold_grid, threads, wgsl_type};
 
 use super::Problem;
 
@@ -48,10 +49,9 @@ impl Problem {
 
     /// The rows and fours of columns of a software adapter's tiles that take least time, by rough costs of a tile's
     /// parts, fitted to one machine: four steps of k cost 18 ns for each load of a vector of `vec4`s, 5 ns for each
-    /// row of multiplications by four columns, and a row's end 115 ns. Each tile is one thread's. Tiles of 64 columns
-    /// take twice as long to compile and gain little, so they are left to the tuner.
+    /// row of multiplications by four columns, and a row's end 115 ns. Each tile is one thread's.
     fn best_lanes(&self) -> [usize; 2] {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads();
         let cost = |[rows, fours]: [usize; 2]| {
             let p = self.clone().turned_for(rows, 32 * fours);
             let tile = p.k.div_ceil(4) * (18 * (rows / 8 + 4 * fours) + 5 * rows * fours)
@@ -110,9 +110,6 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
     ) -> Variant {
         Variant { kernel: Kernel::Tiles { down, across, pieces, depth }, fits }
     }
-    fn software(adapter: &AdapterInfo) -> bool {
-        adapter.class == AdapterClass::Software
-    }
     fn vector(p: &Problem, dtype: DType) -> bool {
         dtype == DType::F32 && p.is_vector()
     }
@@ -120,8 +117,7 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         Lanes { rows, fours, subgroup: true }
     }
     fn lanes(p: &Problem, dtype: DType, adapter: &AdapterInfo, tile: [usize; 2]) -> bool {
-        let subgroups = adapter.subgroup_size == Some(8) && adapter.pairs;
-        dtype == DType::F32 && software(adapter) && subgroups && p.best_lanes() == tile
+        dtype == DType::F32 && adapter.has_eights() && adapter.pairs && p.best_lanes() == tile
     }
     /// Tiles that keep an adapter busy.
     fn many(adapter: &AdapterInfo) -> usize {
@@ -130,25 +126,26 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
     [
         row(Any, |_, dtype, _| dtype != DType::F32),
         // Software drivers take long to compile the others.
-        row(Any, |p, _, adapter| software(adapter) && p.flops() <= TINY && p.k <= 512),
+        row(Any, |p, _, adapter| adapter.is_software() && p.flops() <= TINY && p.k <= 512),
         // A software adapter has few threads to fill, and a barrier is dear there.
-        row(Dot(64), |p, dtype, adapter| vector(p, dtype) && software(adapter) && p.outputs() < 32),
-        row(Axpy, |p, dtype, adapter| vector(p, dtype) && software(adapter)),
+        row(Dot(64), |p, dtype, adapter| vector(p, dtype) && adapter.is_software() && p.outputs() < 32),
+        row(Axpy, |p, dtype, adapter| vector(p, dtype) && adapter.is_software()),
         // On GPUs neighbours must read neighbouring elements.
         row(Slices, |p, dtype, _| vector(p, dtype) && p.clone().into_column().has_columns()),
         row(Dot(64), |p, dtype, _| vector(p, dtype)),
+        // Taken by the tuner only: twice the compiling for little.
+        row(lane_tiles(32, 2), |_, _, _| false),
         // Larger tiles need fewer loads for the same work.
-        row(lane_tiles(32, 2), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 2])),
         row(lane_tiles(32, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1])),
         row(lane_tiles(16, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [16, 1])),
         row(lane_tiles(8, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [8, 1])),
         row(Lanes { rows: 8, fours: 1, subgroup: false }, |_, dtype, adapter| {
-            dtype == DType::F32 && software(adapter)
+            dtype == DType::F32 && adapter.is_software()
         }),
-        tiles([16, 16, 2, 16], |p, _, adapter| !software(adapter) && p.tiles(128, 128) >= many(adapter)),
-        tiles([16, 8, 2, 8], |p, _, adapter| !software(adapter) && p.tiles(128, 64) >= many(adapter)),
-        tiles([8, 8, 2, 16], |p, _, adapter| !software(adapter) && p.tiles(64, 64) >= many(adapter) / 2),
-        tiles([8, 8, 1, 16], |_, _, adapter| !software(adapter)),
+        tiles([16, 16, 2, 16], |p, _, adapter| !adapter.is_software() && p.tiles(128, 128) >= many(adapter)),
+        tiles([16, 8, 2, 8], |p, _, adapter| !adapter.is_software() && p.tiles(128, 64) >= many(adapter)),
+        tiles([8, 8, 2, 16], |p, _, adapter| !adapter.is_software() && p.tiles(64, 64) >= many(adapter) / 2),
+        tiles([8, 8, 1, 16], |_, _, adapter| !adapter.is_software()),
         // What is left are depths past the turns of a software driver's loops.
         row(Dot(64), |_, _, _| true),
         row(Dot(256), |_, _, _| true),
@@ -157,8 +154,7 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
 
 /// The variant for a call.
 fn chosen(problem: &Problem, call: &Structured, adapter: &AdapterInfo) -> Option<&'static Variant> {
-    let software = adapter.class == AdapterClass::Software;
-    let within = |v: &&Variant| !software || v.turns(problem) <= MAX_TURNS;
+    let within = |v: &&Variant| !adapter.is_software() || v.turns(problem) <= MAX_TURNS;
     VARIANTS.iter().filter(within).find(|v| (v.fits)(problem, call.out_dtype, adapter))
 }
 
@@ -214,10 +210,7 @@ pub(crate) fn split_for(class: AdapterClass) -> fn([usize; 4]) -> usize {
     match class {
         AdapterClass::Discrete => |p| parts(units(p, 64), 128, p[3], 256),
         AdapterClass::Integrated => |p| parts(units(p, 32), 32, p[3], 256),
-        AdapterClass::Software => |p| {
-            let threads = std::thread::available_parallelism().map_or(1, usize::from);
-            parts(units(p, 32), threads, p[3], 2048)
-        },
+        AdapterClass::Software => |p| parts(units(p, 32), threads(), p[3], 2048),
     }
 }
 

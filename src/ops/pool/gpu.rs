@@ -1,9 +1,10 @@
 //! How pools run on a GPU.
 
 use super::op::{Kind, Pool2d};
-use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::pool as shader};
+use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::pool as shader};
 use crate::graph::kernel::Structured;
-use crate::ops::dispatch::{Defines, MAX_TURNS, fold_grid};
+use crate::ops::MAX_TURNS;
+use crate::ops::dispatch::{Defines, fold_grid};
 
 /// Results that an invocation of a software adapter computes at most, and workgroups that should be busy there:
 /// finding a result's place takes divisions, which lanes do one by one.
@@ -11,7 +12,7 @@ const MOST_TURNS: usize = 64;
 const BUSY: usize = 32;
 
 pub(super) fn calls(op: &Pool2d, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
-    let software = adapter.class == AdapterClass::Software;
+    let software = adapter.is_software();
     let plan = Plan::new(op, call, fits_pairs(op, call), software);
     plan.map(|plan| plan.call(op, call)).into_iter().collect()
 }

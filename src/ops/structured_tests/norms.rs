@@ -134,7 +134,8 @@ fn norms_and_their_gradients() {
 #[cfg(feature = "gpu")]
 #[test]
 fn every_variant_of_the_norms() {
-    use crate::ops::normalize::{Kernel, Rows, VARIANTS};
+    use crate::ops::normalize::{Rows, VARIANTS};
+    use crate::ops::row_kernels::Kernel;
     let device = gpu();
     for &(kernel, _) in VARIANTS {
         if matches!(kernel, Kernel::Team { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {

@@ -79,7 +79,8 @@ fn softmax_and_its_gradient() {
 #[cfg(feature = "gpu")]
 #[test]
 fn every_variant_of_softmax() {
-    use crate::ops::softmax::{Kernel, Rows, VARIANTS};
+    use crate::ops::row_kernels::Kernel;
+    use crate::ops::softmax::{Rows, VARIANTS};
     let device = gpu();
     for &(kernel, _) in VARIANTS {
         if matches!(kernel, Kernel::Team { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {

@@ -3,11 +3,11 @@
 use crate::graph::kernel::Kernel;
 use crate::graph::program::Program;
 
+use super::super::AdapterInfo;
 use super::super::template::Library;
-use super::super::{AdapterClass, AdapterInfo};
 use super::emit::{Buffer, Four, Group, Printer, Space, divides, four, stores_by_four};
 use super::{Call, SOFTWARE_WORKGROUP, WORKGROUP, finish, grid};
-use crate::ops::dispatch::MAX_TURNS;
+use crate::ops::MAX_TURNS;
 
 /// Turns of an invocation's loop on a software adapter, where there is work for so many: starting an invocation costs
 /// as much as copying four elements.
@@ -16,7 +16,7 @@ const TURNS: usize = 16;
 const GROUPS: usize = 256;
 
 pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Library) -> Call {
-    let software = info.class == AdapterClass::Software;
+    let software = info.is_software();
     let jobs: Vec<&Program> = jobs.iter().filter(|j| j.numel() > 0).collect();
     let vector: Vec<Option<usize>> =
         jobs.iter().map(|j| stores_by_four(j).then(|| j.shape.len() - 1)).collect();

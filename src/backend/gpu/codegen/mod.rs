@@ -75,7 +75,7 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault>
         Body::Reduce(r) => vec![reduce::reduce(kernel, r, info, library()?)?],
         Body::Structured(s) if largest == 0 && s.post.numel() == 0 => vec![],
         Body::Structured(s) => {
-            let slow = info.class == AdapterClass::Software && s.op.0.stores_tiles();
+            let slow = info.is_software() && s.op.0.stores_tiles();
             let cut = if slow { apart::apart(s) } else { None };
             let op = cut.as_ref().map_or(s, |(op, _)| op);
             let calls = s.op.0.gpu(s, info);

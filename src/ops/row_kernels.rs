@@ -1,0 +1,81 @@
+//! Rows on a GPU, as softmax and the norms take them: who computes one.
+
+use super::dispatch::Defines;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Kernel {
+    /// An invocation, which keeps it in registers.
+    Registers,
+    /// An invocation.
+    Invocation,
+    /// A workgroup of this size, which is one subgroup or talks through its memory.
+    Team { width: usize, subgroup: bool, registers: bool },
+    /// One of 256, with this many vec4s in each turn of a loop.
+    Unrolled(usize),
+}
+
+impl Kernel {
+    pub const fn team(width: usize, subgroup: bool, registers: bool) -> Kernel {
+        Kernel::Team { width, subgroup, registers }
+    }
+
+    /// Whether a workgroup shares a row.
+    pub fn is_team(self) -> bool {
+        matches!(self, Kernel::Team { .. } | Kernel::Unrolled(_))
+    }
+
+    pub fn in_registers(self) -> bool {
+        matches!(self, Kernel::Registers | Kernel::Team { registers: true, .. })
+    }
+
+    /// Invocations in a workgroup.
+    pub fn width(self, software: bool) -> usize {
+        match self {
+            Kernel::Team { width, .. } => width,
+            Kernel::Unrolled(_) => 256,
+            Kernel::Registers | Kernel::Invocation if software => 8,
+            Kernel::Registers | Kernel::Invocation => 64,
+        }
+    }
+
+    fn unroll(self) -> usize {
+        if let Kernel::Unrolled(ways) = self { ways } else { 1 }
+    }
+
+    /// Elements of a row that are taken at a time.
+    fn step(self, software: bool) -> usize {
+        4 * self.unroll() * if self.is_team() { self.width(software) } else { 1 }
+    }
+
+    /// How often an invocation turns for one loop over a row of `n`.
+    pub fn turns(self, n: usize, software: bool) -> usize {
+        if self.in_registers() { 0 } else { n.div_ceil(self.step(software)) }
+    }
+
+    /// What the templates must know of it, for rows of `n` without gaps (`dense`) that begin at `offsets`.
+    pub fn defines(
+        self,
+        n: usize,
+        software: bool,
+        dense: bool,
+        mut offsets: impl Iterator<Item = usize>,
+    ) -> Defines {
+        // Past the end of a row single elements may be read, but not fours.
+        let vec = self.unroll() == 1
+            && dense
+            && n.is_multiple_of(4)
+            && offsets.all(|offset| offset.is_multiple_of(4));
+        let step = self.step(software);
+        let subgroup = matches!(self, Kernel::Team { subgroup: true, .. });
+        Defines::default()
+            .value("T", "f32")
+            .value("WIDTH", self.width(software))
+            .value("UNROLL", self.unroll())
+            .flag("TEAM", self.is_team())
+            .flag("SUBGROUP", subgroup)
+            .value("CHUNKS", if self.in_registers() { n.div_ceil(step) } else { 0 })
+            .flag("VEC", vec)
+            .flag("VEC4", vec)
+            .flag("WHOLE", vec && (!self.in_registers() || n.is_multiple_of(step)))
+    }
+}
