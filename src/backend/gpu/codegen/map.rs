@@ -64,7 +64,7 @@ pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Libr
                 group = format!("(group - {})", p.numbers.add(first as u32));
             }
         }
-        let i = p.name("i");
+        let i = p.name("at");
         if software {
             // Where every invocation of a subgroup skips an `if`, such an adapter runs it all the same, without
             // effect; of a loop it runs one turn.

@@ -118,6 +118,26 @@ fn jobs_run_side_by_side() {
 }
 
 #[test]
+fn no_variable_has_the_name_of_a_type() {
+    // Variables are numbered, and one of the second job's was called `i32`.
+    let gpu = gpu();
+    for before in 20..32 {
+        let l = Layout::contiguous(&[8]);
+        let mut b = Build::over(&[8]);
+        let x = b.load(0, F32, l.clone());
+        let y = (0..before).fold(x, |y, _| b.f(&ADD, &[x, y]));
+        let long = b.store(y, 1, F32, l.clone()).done();
+        let mut b = Build::over(&[8]);
+        let x = b.load(0, F32, l.clone());
+        let y = b.op(&CAST, F32, I32, &[x]);
+        let cast = b.store(y, 2, I32, l).done();
+        let bindings = [(F32, false), (F32, true), (I32, true)];
+        let data = [floats(8), floats(8), vec![0; 8]];
+        check(&gpu, kernel(Body::Map(vec![long, cast]), &bindings, &[]), &data, &[]);
+    }
+}
+
+#[test]
 fn jobs_may_share_a_buffer() {
     // As `cat` would: one stores by fours, the other by single elements, into one output.
     let gpu = gpu();
