@@ -19,18 +19,22 @@
 
 mod conv;
 mod field;
+mod functional_call;
 pub mod init;
 mod layers;
 mod module;
 mod norm;
 mod sequential;
+mod vector;
 
 pub use conv::{AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d};
 pub use field::{Constant, Field, Part, PartMut, Parts, PartsMut, Training};
+pub use functional_call::{functional_call, functional_call_with};
 pub use layers::{Dropout, Embedding, Flatten, GELU, Identity, Linear, ReLU, SiLU, Sigmoid, Softmax, Tanh};
 pub use module::{Module, StateDict};
 pub use norm::{BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm};
 pub use sequential::Sequential;
+pub use vector::{parameters_to_vector, vector_to_parameters};
 
 use crate::tensor::Tensor;
 

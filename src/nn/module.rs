@@ -183,7 +183,7 @@ impl<M: Module + ?Sized> Module for Box<M> {
 }
 
 /// Every tensor in the module, with its full name.
-fn tensors<'a, M: Module + ?Sized>(module: &'a M, each: &mut dyn FnMut(String, &'a Tensor)) {
+pub(super) fn tensors<'a, M: Module + ?Sized>(module: &'a M, each: &mut dyn FnMut(String, &'a Tensor)) {
     fn walk<'a>(prefix: &str, name: &str, part: Part<'a>, each: &mut dyn FnMut(String, &'a Tensor)) {
         let full = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
         match part {
@@ -206,7 +206,8 @@ fn set_training<M: Module + ?Sized>(module: &M, on: bool) {
     module.visit(&mut |_, part| turn(part, on));
 }
 
-fn replace(module: &mut dyn Module, each: &mut dyn FnMut(&mut Tensor)) {
+/// Every tensor in the module, in the same order, to be replaced.
+pub(super) fn replace(module: &mut dyn Module, each: &mut dyn FnMut(&mut Tensor)) {
     module.visit_mut(&mut |part| match part {
         PartMut::Tensor(t) => each(t),
         PartMut::Module(m) => replace(m, each),

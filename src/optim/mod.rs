@@ -16,7 +16,9 @@ mod optimizer;
 mod rules;
 mod schedule;
 
-pub use clip::{clip_grad_norm_, clip_grad_value_};
+pub use clip::{
+    ClipNorm, clip_grad_norm_, clip_grad_norm_with, clip_grad_value_, clip_grads_with_norm_, get_total_norm,
+};
 pub use optimizer::{Group, Optim, Optimizer, Parameters, Rule, State};
 pub use rules::{Adam, AdamRule, AdamW, AdamWRule, SGD, SgdRule};
 pub use schedule::{CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, Schedule, Scheduler, StepLR};
