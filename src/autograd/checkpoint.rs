@@ -8,28 +8,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::engine::{at_end_of_pass, current_pass};
+use super::forms::Outputs;
 use super::is_grad_enabled;
 use super::mode::record_gradients;
 use super::saved::{Pair, Saved, push};
 use crate::error::{Error, ErrorKind, on_own_lines};
 use crate::graph::draws::{DrawLog, log_draws, replay_draws};
 use crate::tensor::Tensor;
-
-/// What a checkpointed closure may give: a tensor or several.
-pub trait Outputs {
-    #[doc(hidden)]
-    fn tensors(&self) -> Vec<&Tensor>;
-}
-impl Outputs for Tensor {
-    fn tensors(&self) -> Vec<&Tensor> {
-        vec![self]
-    }
-}
-impl Outputs for Vec<Tensor> {
-    fn tensors(&self) -> Vec<&Tensor> {
-        self.iter().collect()
-    }
-}
 
 /// Runs `f` on `inputs` without keeping what it saves for the way back: a backward pass runs it a second time
 /// and takes from that what it needs (`torch.utils.checkpoint.checkpoint` with `use_reentrant=False`).

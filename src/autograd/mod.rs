@@ -6,7 +6,9 @@ mod checkpoint;
 mod custom;
 mod cut;
 mod engine;
+mod forms;
 mod function;
+mod functional;
 mod gradcheck;
 mod hooks;
 mod mode;
@@ -14,12 +16,17 @@ mod saved;
 mod why;
 
 pub use backward::{Backward, backward, grad, grad_allow_unused, grad_with};
-pub use checkpoint::{Outputs, checkpoint, checkpoint_sequential};
+pub use checkpoint::{checkpoint, checkpoint_sequential};
 pub use custom::{Context, Function};
 pub use cut::{Cut, CutKind};
 pub(crate) use cut::{Links, cut, inherit, links};
+pub use forms::{Inputs, Outputs, Vectors};
 pub(crate) use function::{BackwardFn, Grads, Meta, OutputInfo, View};
 pub use function::{Edge, GradFn};
+pub use functional::{
+    Functional, hessian, hessian_with, hvp, hvp_with, jacobian, jacobian_with, jvp, jvp_with, vhp, vhp_with,
+    vjp, vjp_with,
+};
 pub use gradcheck::{Gradcheck, gradcheck, gradcheck_with, gradgradcheck, gradgradcheck_with};
 pub use hooks::{Gradients, HookHandle, Replacement};
 pub use mode::{
