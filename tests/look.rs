@@ -284,7 +284,7 @@ fn what_cannot_run_is_refused_with_advice() {
             refused(options().device(&d).dtype(F64).zeros(3).check(), ErrorKind::DType, &["float64"]);
             let double = options().device(&d).dtype(F64).zeros(3);
             refused(debug::plan(&double), ErrorKind::DType, &["float64"]);
-            let (here, there) = (options().device(&d).ones(3) * 2.0, options().device(&cpu()).ones(3) * 2.0);
+            let (here, there) = (options().device(&d).ones(3) * 2.0, options().device(cpu()).ones(3) * 2.0);
             refused(debug::plan(&[&here, &there]), ErrorKind::Device, &["one device at a time"]);
             refused(debug::plan_of(|| (&here + 1.0, &there + 1.0)), ErrorKind::Device, &["one device"]);
         }
@@ -443,7 +443,7 @@ fn no_name_breaks_out() {
 #[test]
 fn graphs_are_saved_by_their_names_ending() {
     let _alone = alone();
-    let w = options().device(&cpu()).requires_grad(true).ones(2);
+    let w = options().device(cpu()).requires_grad(true).ones(2);
     let graph = debug::graph(&w.sum());
     let dir = tempfile::tempdir().unwrap();
     for (name, start) in [("a.html", "<!DOCTYPE html>"), ("a.dot", "digraph"), ("a.gv", "digraph")] {

@@ -141,7 +141,7 @@ fn best(device: &Device, record: impl Fn() -> Tensor) -> Result<f64> {
 }
 
 fn cost(device: &Device, tensor: &Tensor) -> u64 {
-    let preview = Preview::of_tensors(device, std::slice::from_ref(tensor));
+    let preview = Preview::of_nodes(device, vec![tensor.node()]);
     let commands = preview.iter().flat_map(|p| p.commands());
     commands.map(|c| if let Command::Dispatch { kernel, .. } = c { kernel.figures().cost } else { 0 }).sum()
 }

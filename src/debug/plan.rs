@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::figures::Figures;
 use crate::graph::kernel::Command;
 use crate::graph::preview::{Preview, hold};
+use crate::tensor::Tensor;
 
 /// What [`plan`] foretells.
 #[derive(Clone, Debug)]
@@ -121,16 +122,17 @@ impl Plan {
 pub fn plan(tensors: &(impl Tensors + ?Sized)) -> Result<Plan> {
     let caller = Location::caller();
     let tensors = tensors.tensors();
-    let valid = || tensors.iter().find_map(crate::Tensor::error).map_or(Ok(()), Err);
+    let valid = || tensors.iter().find_map(Tensor::error).map_or(Ok(()), Err);
     valid()?;
     let Some(first) = tensors.first() else {
         return Err(Error::at(caller, ErrorKind::Argument, "plan", "no tensor to plan for"));
     };
     let device = first.device();
-    if let Some(other) = tensors.iter().map(crate::Tensor::device).find(|d| *d != device) {
+    if let Some(other) = tensors.iter().map(Tensor::device).find(|d| *d != device) {
         return Err(several(caller, device, other));
     }
-    let preview = Preview::of_tensors(device, &tensors);
+    // The tensors' own references: whatever else holds a node makes it stay in memory.
+    let preview = Preview::of_nodes(device, tensors.iter().map(Tensor::node).collect());
     // What is made of something invalid is known to be so now.
     valid()?;
     finish(device, preview.as_ref(), caller)

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::device::Device;
 use super::kernel::{Command, Slot};
+use super::node::Node;
 use super::plan::Plan;
 use crate::backend::Memory;
-use crate::tensor::Tensor;
 
 /// A plan, and the memory it would meet.
 pub struct Preview {
@@ -18,10 +18,9 @@ pub struct Preview {
 }
 
 impl Preview {
-    /// What reading `tensors`, all of this device, would run.
-    pub fn of_tensors(device: &Device, tensors: &[Tensor]) -> Option<Preview> {
-        // Handles to storage: they add nothing to what the nodes' reference counts say.
-        device.preview(Some(tensors.iter().map(Tensor::node).collect()))
+    /// What computing these nodes, all of this device, would run.
+    pub fn of_nodes(device: &Device, nodes: Vec<Arc<Node>>) -> Option<Preview> {
+        device.preview(Some(nodes))
     }
 
     /// What the device's next flush would run.

@@ -14,7 +14,6 @@ use super::figures::Figures;
 use super::kernel::{Command, Recording};
 use super::layout::Dims;
 use super::node::{Node, NodeOp};
-use crate::backend::report::Timing;
 use crate::backend::{Backend, Buffer, Compiled, Fault};
 
 /// One span, from the beginning of the recording on.
