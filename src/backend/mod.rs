@@ -77,6 +77,10 @@ pub trait Backend: Send + Sync {
     ) -> Result<(), Fault>;
     /// Waits until all work given so far is done.
     fn synchronize(&self) -> Result<(), Fault>;
+    /// The same without asking what that work met.
+    fn wait(&self) -> Result<(), Fault> {
+        self.synchronize()
+    }
     /// Bytes in buffers that are held by someone, and in the pool.
     fn memory(&self) -> Memory;
     /// Gives pooled memory back to the system.
@@ -86,10 +90,29 @@ pub trait Backend: Send + Sync {
     fn profile(&self, _on: bool) -> Vec<report::Timing> {
         Vec::new()
     }
+    /// Whether [`profile`](Backend::profile) has a time for every kernel.
+    fn times_kernels(&self) -> bool {
+        false
+    }
+    /// Bytes of memory the device has in all, where that can be known.
+    fn total_memory(&self) -> Option<u64> {
+        None
+    }
     /// Whether kernels of this dtype run here.
     fn supports(&self, dtype: DType) -> bool {
         dtype != DType::F64 || self.caps().f64
     }
+}
+
+/// Bytes of memory that this process can have of the host, where the system says so.
+pub fn host_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
+    // A container may have less.
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
+    Some(total.min(group))
 }
 
 /// Memory held on a device.

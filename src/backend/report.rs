@@ -20,6 +20,10 @@ pub struct Timing {
     /// The line of the user's code that recorded the last op in it.
     pub caller: &'static Location<'static>,
     pub grid: [u32; 3],
+    /// Its number in the recording that was run.
+    pub command: usize,
+    /// When it began, from the beginning of the first of its run.
+    pub start: Duration,
     pub duration: Duration,
     /// Of all bindings.
     pub bytes: u64,

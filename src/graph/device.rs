@@ -16,7 +16,9 @@ use super::kernel::{Command, Slot};
 use super::node::{HASHER, Node, Operand, Recipe, State};
 use super::observe;
 use super::plan::{Plan, plan};
+use super::preview;
 use super::schedule::{Graph, GraphNode, Input, Leaf, Value};
+use super::timeline;
 use crate::backend::{Backend, Buffer, Fault, Memory};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -144,9 +146,13 @@ impl Device {
     }
 
     pub(super) fn note_pending(&self, node: &Arc<Node>) {
+        let held = preview::held(self);
         let mut pending = self.0.pending.lock();
         pending.nodes.push(Arc::downgrade(node));
         pending.bytes += node.bytes();
+        if held {
+            return;
+        }
         if pending.nodes.len() < MAX_PENDING_NODES && pending.bytes < MAX_PENDING_BYTES {
             return;
         }
@@ -163,6 +169,9 @@ impl Device {
     /// Runs all that is pending and can still be read by someone. Does not wait for it. Errors stay with the
     /// values they made impossible.
     pub fn flush(&self) {
+        if preview::held(self) {
+            return;
+        }
         let mut engine = self.0.engine.lock();
         let pending = std::mem::take(&mut *self.0.pending.lock());
         let roots = pending.nodes.iter().filter_map(Weak::upgrade).collect();
@@ -206,22 +215,57 @@ impl Device {
         self.0.backend.empty_cache();
     }
 
+    /// What running `roots`, or else all that is pending, would do now. Nothing is run and nothing kept; only what
+    /// must fail for its inputs' errors does. `None` if nothing is left to run.
+    pub(super) fn preview(&self, roots: Option<Vec<Arc<Node>>>) -> Option<preview::Preview> {
+        let mut engine = self.0.engine.lock();
+        let pending = || self.0.pending.lock().nodes.iter().filter_map(Weak::upgrade).collect();
+        let roots = roots.unwrap_or_else(pending);
+        engine.epoch = engine.epoch.wrapping_add(1).max(1);
+        let mut flush = Collection::new(engine.epoch);
+        flush.collect(roots);
+        let key = flush.index();
+        if flush.nodes.is_empty() {
+            return None;
+        }
+        let known = engine.plans.get(&key).cloned();
+        let plan = known.unwrap_or_else(|| Arc::new(plan(&flush.graph(), self.0.backend.caps())));
+        let leaves = flush.leaves.iter().map(|leaf| leaf.bytes()).collect();
+        Some(preview::Preview { plan, leaves, memory: self.memory() })
+    }
+
+    /// Runs `f` with a second executor on the same backend, while this one stands still and has nothing under way.
+    pub(crate) fn aside<R>(&self, f: impl FnOnce(&Device) -> R) -> Result<R> {
+        let _engine = self.0.engine.lock();
+        // What earlier work did wrong is told to the values that it concerns.
+        self.settling(|| self.0.backend.synchronize())
+            .map_err(|fault| fault_error(fault, Location::caller(), "synchronize"))?;
+        Ok(f(&Device::new(self.0.backend.clone())))
+    }
+
     fn run(&self, engine: &mut Engine, roots: Vec<Arc<Node>>) {
+        let mut whole = timeline::work("flush");
+        let span = timeline::work("collect");
         engine.epoch = engine.epoch.wrapping_add(1).max(1);
         let mut flush = Collection::new(engine.epoch);
         flush.collect(roots);
         if flush.nodes.is_empty() {
-            return;
+            span.forget();
+            return whole.forget();
         }
         engine.stats.flushes += 1;
         let key = flush.index();
+        drop(span);
         if flush.nodes.is_empty() {
             return;
         }
         let plan = match engine.plans.get(&key) {
             Some(plan) => plan.clone(),
             None => {
+                let span = timeline::work("schedule and plan");
                 let mut plan = plan(&flush.graph(), self.0.backend.caps());
+                drop(span);
+                let _span = timeline::work("compile");
                 match self.0.backend.compile(&plan.recording) {
                     Ok(compiled) => plan.compiled = Some(compiled),
                     Err(fault) => return flush.fail(&plan, fault),
@@ -236,6 +280,9 @@ impl Device {
             }
         };
         engine.stats.dispatches += plan.recording.commands.len() as u64;
+        whole
+            .args(timeline::Args::Flush { nodes: flush.nodes.len(), kernels: plan.recording.commands.len() });
+        let span = timeline::work("allocate");
         let mut buffers: Vec<Buffer> = std::mem::take(&mut flush.buffers);
         for &bytes in &plan.allocations {
             match self.0.backend.alloc(bytes) {
@@ -243,13 +290,19 @@ impl Device {
                 Err(fault) => return flush.fail(&plan, fault),
             }
         }
+        drop(span);
         let scalars: Vec<Scalar> = plan.scalars.iter().map(|&i| flush.scalars[i]).collect();
+        let span = timeline::work("submit");
         let backend = &*self.0.backend;
         let ran = match &plan.compiled {
             _ if observe::active() => observe::run(backend, &plan.recording, &buffers, &scalars),
+            Some(compiled) if timeline::on() => {
+                timeline::run(self, &plan.recording, compiled, &buffers, &scalars)
+            }
             Some(compiled) => backend.run(&plan.recording, compiled, &buffers, &scalars),
             None => Ok(()),
         };
+        drop(span);
         if let Err(fault) = ran {
             // The CPU runs commands one by one: what the faulty one and later ones do not write is there.
             if let (true, Some(at)) = (self.is_cpu(), fault.command) {

@@ -13,6 +13,7 @@ use super::dtype::{DType, Scalar};
 use super::kernel::{OpRef, ReduceOp};
 use super::layout::{Dims, Layout, numel};
 use super::program::MapOp;
+use super::timeline;
 use crate::backend::Buffer;
 use crate::error::Error;
 
@@ -93,6 +94,7 @@ impl Node {
         if let Some(error) = failed {
             return Node::with_state(device, dtype, shape, caller, State::Failed(error));
         }
+        let began = timeline::on().then(std::time::Instant::now);
         let mut hasher = HASHER.build_hasher();
         (&op, dtype, shape).hash(&mut hasher);
         for input in &inputs {
@@ -102,8 +104,12 @@ impl Node {
                 Operand::Scalar(_) => 2u8.hash(&mut hasher),
             }
         }
+        let traced = began.map(|began| (op.clone(), began));
         let recipe = Recipe { op, inputs, key: hasher.finish() };
         let node = Node::with_state(device, dtype, shape, caller, State::Pending(Box::new(recipe)));
+        if let Some((op, began)) = traced {
+            timeline::recorded(&node, &op, began);
+        }
         device.note_pending(&node);
         node
     }

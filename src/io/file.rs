@@ -24,7 +24,7 @@ pub(super) fn read(op: &'static str, path: &Path) -> Result<Vec<u8>> {
 /// Under another name first, then renamed: whoever reads finds the old file or the new one, and a crash in
 /// between loses neither.
 #[track_caller]
-pub(super) fn write(op: &'static str, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(op: &'static str, path: &Path, bytes: &[u8]) -> Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let Some(name) = path.file_name() else { return Err(fail(op, path, "not the name of a file")) };
     let n = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Saving and loading tensors.
 
-mod file;
+pub(crate) mod file;
 pub mod npy;
 #[cfg(feature = "io")]
 mod safetensors;

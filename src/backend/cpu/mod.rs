@@ -122,6 +122,7 @@ impl Cpu {
     ) -> Result<(), Fault> {
         let timed = report::level() >= 2 || self.profile.lock().is_some();
         let mut timings = timed.then(Vec::new);
+        let first = Instant::now();
         for (number, command) in recording.commands.iter().enumerate() {
             let at = |fault: Fault| Fault { command: Some(number), ..fault };
             let began = Instant::now();
@@ -138,7 +139,8 @@ impl Cpu {
             if let Some(timings) = &mut timings
                 && let Command::Dispatch { kernel, buffers, .. } = command
             {
-                timings.push(timing(kernel, buffers, blocks, began.elapsed()));
+                let times = (began - first, began.elapsed());
+                timings.push(timing(kernel, number, buffers, blocks, times));
             }
         }
         if report::level() > 0 {
@@ -302,7 +304,13 @@ fn plain_store(call: &Structured) -> Option<Range<usize>> {
     (fits && apart).then(|| start..start + call.post.numel() * dtype.size())
 }
 
-fn timing(kernel: &Kernel, slots: &[u32], blocks: &[&Block], duration: Duration) -> Timing {
+fn timing(
+    kernel: &Kernel,
+    command: usize,
+    slots: &[u32],
+    blocks: &[&Block],
+    (start, duration): (Duration, Duration),
+) -> Timing {
     let flops = match &kernel.body {
         Body::Structured(call) => call.op.0.flops(call),
         _ => 0,
@@ -311,6 +319,8 @@ fn timing(kernel: &Kernel, slots: &[u32], blocks: &[&Block], duration: Duration)
         label: kernel.label.clone(),
         caller: kernel.caller,
         grid: [1; 3],
+        command,
+        start,
         duration,
         bytes: slots.iter().map(|&slot| blocks[slot as usize].bytes() as u64).sum(),
         flops,
@@ -318,6 +328,14 @@ fn timing(kernel: &Kernel, slots: &[u32], blocks: &[&Block], duration: Duration)
 }
 
 impl Backend for Cpu {
+    fn times_kernels(&self) -> bool {
+        true
+    }
+
+    fn total_memory(&self) -> Option<u64> {
+        super::host_memory()
+    }
+
     fn profile(&self, on: bool) -> Vec<Timing> {
         std::mem::replace(&mut *self.profile.lock(), on.then(Vec::new)).unwrap_or_default()
     }

@@ -190,12 +190,25 @@ impl Backend for Gpu {
         self.wait_all()
     }
 
+    fn wait(&self) -> Result<(), Fault> {
+        device::wait(&self.device, None)
+    }
+
     fn memory(&self) -> Memory {
         self.pool.memory()
     }
 
     fn empty_cache(&self) {
         self.pool.empty();
+    }
+
+    fn times_kernels(&self) -> bool {
+        self.info.features.contains(wgpu::Features::TIMESTAMP_QUERY)
+    }
+
+    fn total_memory(&self) -> Option<u64> {
+        // What other adapters have, wgpu does not tell.
+        if self.info.class == AdapterClass::Software { super::host_memory() } else { None }
     }
 
     fn profile(&self, on: bool) -> Vec<Timing> {

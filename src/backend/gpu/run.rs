@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use std::collections::HashMap;
 
 use crate::backend::report::{self, Timing};
-use crate::backend::{Buffer, Fault};
+use crate::backend::{Backend, Buffer, Fault};
 use crate::error::ErrorKind;
 use crate::graph::dtype::Scalar;
 use crate::graph::kernel::Slot;
@@ -63,8 +63,7 @@ impl Gpu {
     pub(super) fn run_plan(&self, plan: &Plan, buffers: &[Buffer], scalars: &[Scalar]) -> Result<(), Fault> {
         let mut runner = self.runner.lock();
         let start = Instant::now();
-        let timing = (runner.profiling || report::level() >= 2)
-            && self.info.features.contains(wgpu::Features::TIMESTAMP_QUERY);
+        let timing = (runner.profiling || report::level() >= 2) && self.times_kernels();
         let buffer = |slot: Slot| {
             storage(buffers.get(slot as usize).ok_or_else(|| Fault {
                 kind: ErrorKind::Backend,
@@ -280,12 +279,12 @@ impl Gpu {
         read
     }
 
-    /// Durations of the dispatches, in order.
+    /// Of the dispatches in order: when they began, from the beginning of the first, and how long they took.
     fn read_times(
         &self,
         read: &wgpu::Buffer,
         timers: &[(wgpu::QuerySet, u32)],
-    ) -> Result<Vec<Duration>, Fault> {
+    ) -> Result<Vec<(Duration, Duration)>, Fault> {
         let (send, receive) = std::sync::mpsc::channel();
         read.map_async(wgpu::MapMode::Read, .., move |result| drop(send.send(result)));
         wait(&self.device, None)?;
@@ -299,21 +298,24 @@ impl Gpu {
             .iter()
             .enumerate()
             .flat_map(|(i, (_, used))| (0..*used as usize / 2).map(move |k| i * 2 * TIMED + 2 * k));
-        Ok(used
-            .map(|i| Duration::from_secs_f64(ticks[i + 1].saturating_sub(ticks[i]) as f64 * period * 1e-9))
-            .collect())
+        let first = ticks.first().copied().unwrap_or(0);
+        let time =
+            |from: u64, to: u64| Duration::from_secs_f64(to.saturating_sub(from) as f64 * period * 1e-9);
+        Ok(used.map(|i| (time(first, ticks[i]), time(ticks[i], ticks[i + 1]))).collect())
     }
 
-    fn timings(&self, plan: &Plan, buffers: &[Buffer], times: &[Duration]) -> Vec<Timing> {
+    fn timings(&self, plan: &Plan, buffers: &[Buffer], times: &[(Duration, Duration)]) -> Vec<Timing> {
         let dispatches =
             plan.steps.iter().filter_map(|s| if let Step::Dispatch(d) = s { Some(d) } else { None });
         let bytes = |slot: &Slot| buffers.get(*slot as usize).map_or(0, |b| b.bytes as u64);
         dispatches
             .zip(times)
-            .map(|(d, &duration)| Timing {
+            .map(|(d, &(start, duration))| Timing {
                 label: d.kernel.label.clone(),
                 caller: d.kernel.caller,
                 grid: d.workgroups,
+                command: d.command,
+                start,
                 duration,
                 bytes: d.buffers.iter().map(bytes).sum(),
                 flops: d.flops,
