@@ -207,6 +207,7 @@ fn arg_extremum(
     caller: Caller,
 ) -> Result<Tensor> {
     first_error([t])?;
+    let given = t;
     let t = t.alias();
     let (t, dim, keepdim) = match dim {
         Some((dim, keepdim)) => (t, dim, keepdim),
@@ -229,7 +230,11 @@ fn arg_extremum(
         crate::tensor::options().device(t.device()).dtype(I32).arange(0, n as i64, 1).reshape(&shape[..]);
     let candidates = WHERE.call(&[hit.into(), place.into(), (n as i64).into()]);
     let over = Over::new(&t, dim, keepdim, name, caller)?;
-    Ok(record(&candidates, ReduceOp::Min, &over, caller))
+    let out = record(&candidates, ReduceOp::Min, &over, caller);
+    // No gradient flows through an index: this notes where it was lost.
+    let none = crate::autograd::links(&out, name, std::iter::once(Some(given)), caller);
+    debug_assert!(none.is_none());
+    Ok(out)
 }
 
 impl Tensor {
