@@ -104,10 +104,15 @@ mod table {
         let mut entries: BTreeMap<String, BTreeSet<[u32; 3]>> = BTreeMap::new();
         for (label, defines) in template::variants(text).map_err(|e| format!("shaders/{name}.wgsl: {e}"))? {
             let path = format!("shaders/{name}.wgsl (variant {label})");
-            let wgsl = expand_for_check(library, text, &defines).map_err(|e| format!("{path}: {e}"))?;
+            let expand = |looks: bool| {
+                expand_for_check(library, text, &defines, looks).map_err(|e| format!("{path}: {e}"))
+            };
+            let wgsl = expand(false)?;
             let on = |wanted: &str| defines.iter().any(|(name, value)| name == wanted && value != "0");
-            let extras = lint::Extras { subgroups: on("SUBGROUP"), pairs: on("PAIRS") };
+            let extras = lint::Extras { subgroups: on("SUBGROUP"), pairs: on("PAIRS"), status: false };
             let module = lint::check(&path, &wgsl, extras)?;
+            let extras = lint::Extras { status: true, ..extras };
+            lint::check(&format!("{path}, looking"), &expand(true)?, extras)?;
             let reflected = Reflected { params: lint::params(&path, &module)? };
             for entry in &module.entry_points {
                 entries.entry(entry.name.clone()).or_default().insert(entry.workgroup_size);
@@ -152,11 +157,12 @@ mod table {
         Ok(out)
     }
 
-    /// A template with a plain store to a contiguous output where its epilogue goes.
+    /// A template with a plain store to a contiguous output where its epilogue goes, which may look at what it stores.
     fn expand_for_check(
         library: &Library,
         text: &str,
         defines: &[(String, String)],
+        looks: bool,
     ) -> Result<String, String> {
         let get = |name: &str| defines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let defines_ref: Vec<(&str, String)> = defines.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
@@ -172,22 +178,29 @@ mod table {
             let stored = if ty == "bool" { "u32" } else { ty };
             let element = if wide { format!("vec4<{stored}>") } else { stored.to_string() };
             let place = if wide { "epilogue_out[i / 4u][i % 4u]" } else { "epilogue_out[i]" };
+            let [look, look4] = if looks && ty == "f32" { ["look(v); ", "look4(v); "] } else { ["", ""] };
             let _ = writeln!(
                 epilogue,
                 "@group(0) @binding({at}) var<storage, read_write> epilogue_out: array<{element}>;\n\
-                 fn store(i: u32, v: {ty}) {{ {place} = {stored}(v); }}"
+                 fn store(i: u32, v: {ty}) {{ {look}{place} = {stored}(v); }}"
             );
             if wide {
                 let _ = writeln!(
                     epilogue,
-                    "fn store4(i4: u32, v: vec4<{ty}>) {{ epilogue_out[i4] = vec4<{stored}>(v); }}"
+                    "fn store4(i4: u32, v: vec4<{ty}>) {{ {look4}epilogue_out[i4] = vec4<{stored}>(v); }}"
                 );
             }
             at += 1;
         }
-        if template::mentions(text, "status") {
+        let mentioned = template::mentions(text, "status");
+        if mentioned {
             status = template::status(at);
         }
-        template::expand(text, library, &Fill { defines: &defines_ref, epilogue: &epilogue, status: &status })
+        let fill = Fill { defines: &defines_ref, epilogue: &epilogue, status: &status };
+        let wgsl = template::expand(text, library, &fill)?;
+        match looks {
+            true => template::looking(&wgsl, &if mentioned { String::new() } else { template::status(at) }),
+            false => Ok(wgsl),
+        }
     }
 }

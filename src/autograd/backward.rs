@@ -3,6 +3,7 @@
 use std::panic::Location;
 use std::slice;
 
+use super::anomaly::Looking;
 use super::engine::{Pass, accumulate};
 use super::function::Edge;
 use super::hooks;
@@ -258,7 +259,10 @@ fn run(
         roots.push((edge, start_gradient(output, given, how.create_graph, op, caller)?));
     }
     let retain = how.retain_graph.unwrap_or(how.create_graph);
-    Pass::new(retain, how.create_graph, op, caller).run(roots, targets)
+    let looking = Looking::back();
+    let caught = Pass::new(retain, how.create_graph, op, caller).run(roots, targets)?;
+    looking.end()?;
+    Ok(caught)
 }
 
 fn start_gradient(

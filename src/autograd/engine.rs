@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smallvec::SmallVec;
 
 pub(super) use super::accumulate::accumulate;
+use super::anomaly::noting;
 use super::function::{Edge, GradFn, Work};
 use super::hooks::{self, Hook, Hooks};
 use super::mode::record_gradients;
@@ -87,7 +88,7 @@ impl Pass {
             let on_the_way = needed.as_ref().is_none_or(|n| n.contains(&key));
             if on_the_way && grads.iter().any(Option::is_some) {
                 hooks::before(&hooks, &mut grads)?;
-                let mut inputs = self.apply(&f, &grads)?;
+                let mut inputs = noting(&f, || self.apply(&f, &grads))?;
                 hooks::after(&hooks, &mut inputs, &grads)?;
                 for (edge, grad) in f.edges.iter().zip(inputs) {
                     if let (Some(edge), Some(grad)) = (edge, grad) {

@@ -1,6 +1,7 @@
 //! Gradients: the graph of functions that a computation leaves behind, and the engine that walks it back.
 
 mod accumulate;
+mod anomaly;
 mod backward;
 mod checkpoint;
 mod custom;
@@ -15,6 +16,10 @@ mod mode;
 mod saved;
 mod why;
 
+pub use anomaly::{
+    Anomaly, AnomalyGuard, SetAnomaly, detect_anomaly, detect_anomaly_guard, detect_anomaly_with,
+    is_anomaly_check_nan_enabled, is_anomaly_enabled, set_detect_anomaly,
+};
 pub use backward::{Backward, backward, grad, grad_allow_unused, grad_with};
 pub use checkpoint::{checkpoint, checkpoint_sequential};
 pub use custom::{Context, Function};

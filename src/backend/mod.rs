@@ -46,6 +46,13 @@ pub struct Caps {
     pub split_product: fn([usize; 4]) -> usize,
 }
 
+/// What floating-point numbers a command stored beside finite ones.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub nan: bool,
+    pub inf: bool,
+}
+
 /// What compiling a recording gave: pipelines, grids, packed parameters. Kept with the cached plan.
 pub type Compiled = Arc<dyn Any + Send + Sync>;
 
@@ -75,6 +82,19 @@ pub trait Backend: Send + Sync {
         buffers: &[Buffer],
         scalars: &[Scalar],
     ) -> Result<(), Fault>;
+    /// As `compile`, for [`run_checked`](Backend::run_checked): kernels that look at each number they store.
+    fn compile_checked(&self, recording: &Recording) -> Result<Compiled, Fault> {
+        self.compile(recording)
+    }
+    /// As `run`, of what `compile_checked` gave. Waits for the work, and tells what each command stored. (Numbers that
+    /// a kernel stores for its own use count, so that NaN may be told of where none is left.)
+    fn run_checked(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<Vec<Found>, Fault>;
     /// Waits until all work given so far is done.
     fn synchronize(&self) -> Result<(), Fault>;
     /// The same without asking what that work met.

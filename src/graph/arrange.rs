@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::kernel::{Binding, Body, Kernel, Reduce};
 use super::layout::{Dims, Layout};
 use super::program::{Access, Inst, Program, Store};
-use super::schedule::{Step, Value};
+use super::schedule::{Origin, Step, Value};
 use crate::backend::Caps;
 
 /// A reduction of much to little has too few outputs to keep a GPU busy: it becomes one of `cuts` partial
@@ -115,7 +115,8 @@ fn partial_step(
         label: format!("{}_part", step.kernel.label),
         caller: step.kernel.caller,
     };
-    Step { kernel, values, scalars: step.scalars.clone(), base: None }
+    let origin = Origin { insts: vec![step.origin.insts[0].clone(), vec![None]], ..step.origin };
+    Step { kernel, values, scalars: step.scalars.clone(), base: None, origin }
 }
 
 /// The bindings that `pre` reads, with the partial results behind them, and where each old binding went.
@@ -162,7 +163,8 @@ fn combine_step(step: &Step, reduce: &Reduce, n: usize, partial: Value) -> Step 
     };
     let kept = pre.collapse(1);
     kernel.body = Body::Reduce(Reduce { pre, value: 0, kept, ..reduce.clone() });
-    let mut step = Step { kernel, values, scalars: step.scalars.clone(), base: None };
+    let origin = Origin { insts: vec![vec![None], step.origin.insts[1].clone()], ..step.origin };
+    let mut step = Step { kernel, values, scalars: step.scalars.clone(), base: None, origin };
     drop_unused(&mut step);
     step
 }
@@ -280,7 +282,8 @@ fn can_host(host: &Step, step: &Step, caps: &Caps) -> bool {
 }
 
 fn absorb(host: &mut Step, step: Step) {
-    let Step { mut kernel, values, scalars, .. } = step;
+    let Step { mut kernel, values, scalars, origin, .. } = step;
+    host.origin.insts.extend(origin.insts);
     let moved: Vec<u16> = values
         .iter()
         .zip(&kernel.bindings)

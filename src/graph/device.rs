@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
+use super::anomaly;
 use super::doubt;
 use super::dtype::{DType, Scalar};
 use super::kernel::{Command, Slot};
@@ -249,6 +250,8 @@ impl Device {
         engine.epoch = engine.epoch.wrapping_add(1).max(1);
         let mut flush = Collection::new(engine.epoch);
         flush.collect(roots);
+        let watch = anomaly::watch_for(&flush.nodes);
+        flush.looks = watch.is_some();
         if flush.nodes.is_empty() {
             span.forget();
             return whole.forget();
@@ -266,7 +269,11 @@ impl Device {
                 let mut plan = plan(&flush.graph(), self.0.backend.caps());
                 drop(span);
                 let _span = timeline::work("compile");
-                match self.0.backend.compile(&plan.recording) {
+                let compiled = match watch {
+                    Some(_) => self.0.backend.compile_checked(&plan.recording),
+                    None => self.0.backend.compile(&plan.recording),
+                };
+                match compiled {
                     Ok(compiled) => plan.compiled = Some(compiled),
                     Err(fault) => return flush.fail(&plan, fault),
                 }
@@ -294,18 +301,36 @@ impl Device {
         let scalars: Vec<Scalar> = plan.scalars.iter().map(|&i| flush.scalars[i]).collect();
         let span = timeline::work("submit");
         let backend = &*self.0.backend;
+        let mut spoilt = vec![];
         let ran = match &plan.compiled {
             _ if observe::active() => observe::run(backend, &plan.recording, &buffers, &scalars),
-            Some(compiled) if timeline::on() => {
+            Some(compiled) if timeline::on() && watch.is_none() => {
                 timeline::run(self, &plan.recording, compiled, &buffers, &scalars)
             }
-            Some(compiled) => backend.run(&plan.recording, compiled, &buffers, &scalars),
+            Some(compiled) => match watch {
+                None => backend.run(&plan.recording, compiled, &buffers, &scalars),
+                Some(watch) => {
+                    backend.run_checked(&plan.recording, compiled, &buffers, &scalars).map(|found| {
+                        let run = anomaly::Run {
+                            device: self,
+                            plan: &plan,
+                            nodes: &flush.nodes,
+                            leaves: &flush.leaves,
+                            buffers: &buffers,
+                            scalars: &scalars,
+                            index: &|node| flush.marked(node),
+                        };
+                        spoilt = anomaly::examine(&run, &found, watch);
+                    })
+                }
+            },
             None => Ok(()),
         };
         drop(span);
         if let Err(fault) = ran {
-            // The CPU runs commands one by one: what the faulty one and later ones do not write is there.
-            if let (true, Some(at)) = (self.is_cpu(), fault.command) {
+            // The CPU runs commands one by one, and a run that looks is through: what the faulty one and later ones
+            // do not write is there.
+            if let (true, Some(at)) = (self.is_cpu() || watch.is_some(), fault.command) {
                 let late: Vec<Slot> =
                     plan.recording.commands[at..].iter().flat_map(Command::writes).collect();
                 for &(i, slot) in plan.outputs.iter().filter(|(_, slot)| !late.contains(slot)) {
@@ -314,9 +339,13 @@ impl Device {
             }
             return flush.fail(&plan, fault);
         }
-        let doubt = if self.is_cpu() { None } else { doubt::slots(&plan, &flush.leaves) };
+        let doubt = if self.is_cpu() { None } else { doubt::slots(&plan, &flush.leaves, watch.is_some()) };
         for &(i, slot) in &plan.outputs {
             let node = &flush.nodes[i];
+            if let Some(error) = spoilt.get_mut(i).and_then(Option::take) {
+                node.settle(State::Failed(error));
+                continue;
+            }
             node.settle(State::Ready(buffers[slot as usize].clone()));
             if doubt.as_ref().is_some_and(|slots| slots[slot as usize]) {
                 doubt::remember(&mut self.doubtful(), node);
@@ -351,6 +380,8 @@ pub(crate) fn fault_error(fault: Fault, caller: &'static Location<'static>, op: 
 /// The pending nodes of one flush and what they read, in the order that the plan counts them.
 struct Collection {
     epoch: u32,
+    /// Its kernels look at what they store. It may have to be run again, and so overwrites no leaf.
+    looks: bool,
     nodes: Vec<Arc<Node>>,
     leaves: Vec<Arc<Node>>,
     buffers: Vec<Buffer>,
@@ -366,6 +397,7 @@ impl Collection {
     fn new(epoch: u32) -> Collection {
         Collection {
             epoch,
+            looks: false,
             nodes: vec![],
             leaves: vec![],
             buffers: vec![],
@@ -411,6 +443,7 @@ impl Collection {
     /// Numbers nodes, leaves and scalars, and hashes the structure. Nodes with failed inputs fail and are left out.
     fn index(&mut self) -> u64 {
         let mut hasher = HASHER.build_hasher();
+        hasher.write_u8(u8::from(self.looks));
         let nodes = std::mem::take(&mut self.nodes);
         for node in nodes {
             let mut error = None;
@@ -437,7 +470,7 @@ impl Collection {
         self.keep =
             (self.nodes.iter().zip(&self.node_refs)).map(|(n, &r)| Arc::strong_count(n) > r + 1).collect();
         for (leaf, &refs) in self.leaves.iter().zip(&self.leaf_refs) {
-            let sole = Arc::strong_count(leaf) == refs + 1;
+            let sole = !self.looks && Arc::strong_count(leaf) == refs + 1;
             let buffer = leaf.buffer();
             // One for the node, one for the clone just made.
             let donated = sole && buffer.as_ref().is_some_and(|b| Arc::strong_count(&b.memory) == 2);

@@ -17,10 +17,11 @@ use crate::error::{ErrorKind, Result};
 const MANY: usize = 1024;
 
 /// Which outputs of a run are in doubt, by their slots: what a kernel that checks its data wrote, and what was
-/// computed from leaves in doubt. A slot that once held such a value counts as in doubt to the end of the run.
-pub(super) fn slots(plan: &Plan, leaves: &[Arc<Node>]) -> Option<Vec<bool>> {
+/// computed from leaves in doubt. (Of a run that is `settled` the device has told already.) A slot that once held such a value counts as in doubt to the end of the run.
+pub(super) fn slots(plan: &Plan, leaves: &[Arc<Node>], settled: bool) -> Option<Vec<bool>> {
     let doubtful = |leaf: &Arc<Node>| leaf.in_doubt.load(Ordering::Relaxed);
-    if !leaves.iter().any(doubtful) && !plan.recording.commands.iter().any(Command::checks_data) {
+    let checks = |command: &Command| !settled && command.checks_data();
+    if !leaves.iter().any(doubtful) && !plan.recording.commands.iter().any(checks) {
         return None;
     }
     let mut slots: Vec<bool> = leaves.iter().map(doubtful).collect();
@@ -30,7 +31,7 @@ pub(super) fn slots(plan: &Plan, leaves: &[Arc<Node>]) -> Option<Vec<bool>> {
             Command::Dispatch { buffers, .. } => buffers.iter().any(|&s| slots[s as usize]),
             Command::Copy { from, .. } => slots[*from as usize],
         };
-        if read || command.checks_data() {
+        if read || checks(command) {
             command.writes().into_iter().for_each(|s| slots[s as usize] = true);
         }
     }

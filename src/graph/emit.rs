@@ -9,7 +9,7 @@ use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
 use super::layout::{Dims, Layout, numel};
 use super::node::NodeOp;
 use super::program::{Access, Inst, Program, Reg, Store};
-use super::schedule::{Input, Scheduler, Step, Value, is_identity, through};
+use super::schedule::{Input, Origin, Scheduler, Step, Value, is_identity, through};
 
 impl Scheduler<'_> {
     /// The kernel that stores `roots`, all of one part.
@@ -67,10 +67,11 @@ impl Scheduler<'_> {
                 Body::Map(vec![e.take(0).0])
             }
         };
+        let origin = Origin { insts: e.origins, anchor: anchor.map(|a| a as u32) };
         let Shared { values, bindings, scalars, scalar_types, label } = e.shared;
         let caller = roots.last().map_or(node.caller, |&r| self.node(r).caller);
         let kernel = Kernel { body, bindings, scalars: scalar_types, label, caller };
-        Step { kernel, values, scalars, base }
+        Step { kernel, values, scalars, base, origin }
     }
 }
 
@@ -127,6 +128,9 @@ struct Emitter<'s, 'g> {
     anchor: Option<usize>,
     memo: HashMap<(usize, Layout), Reg>,
     known: HashMap<Inst, Reg>,
+    /// The nodes of the program's instructions, and of those of programs before it.
+    origin: Vec<Option<u32>>,
+    origins: Vec<Vec<Option<u32>>>,
 }
 
 impl<'s, 'g> Emitter<'s, 'g> {
@@ -139,6 +143,8 @@ impl<'s, 'g> Emitter<'s, 'g> {
             anchor: None,
             memo: HashMap::new(),
             known: HashMap::new(),
+            origin: vec![],
+            origins: vec![],
         }
     }
 
@@ -153,6 +159,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
     /// are left of the first.
     fn take(&mut self, keep: usize) -> (Program, usize) {
         let mut program = std::mem::take(&mut self.program);
+        self.origins.push(std::mem::take(&mut self.origin));
         let kept = program.collapse(keep);
         (program, kept)
     }
@@ -183,6 +190,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
         }
         let reg = self.program.insts.len() as Reg;
         self.program.insts.push(inst.clone());
+        self.origin.push(None);
         self.known.insert(inst, reg);
         reg
     }
@@ -244,6 +252,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
         }
         self.shared.name(op.name);
         let reg = self.push(Inst::Op { op, operand, result: node.dtype, args });
+        self.origin[usize::from(reg)].get_or_insert(p as u32);
         self.memo.insert((p, view.clone()), reg);
         reg
     }

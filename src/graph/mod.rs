@@ -1,6 +1,8 @@
 //! The graph: nodes, their lazy recording, scheduling, fusion, planning and execution.
 
+pub(crate) mod anomaly;
 mod arrange;
+mod culprit;
 pub mod device;
 mod doubt;
 pub mod draws;

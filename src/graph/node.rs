@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use super::anomaly::{self, Note};
 use super::device::Device;
 use super::dtype::{DType, Scalar};
 use super::kernel::{OpRef, ReduceOp};
@@ -47,6 +48,8 @@ pub(super) struct Recipe {
     pub inputs: SmallVec<[Operand; 3]>,
     /// Hash of op, types, shapes and layouts: all but which nodes the inputs are and what the scalars say.
     pub key: u64,
+    /// What a thread that watches for NaN noted.
+    pub note: Option<Box<Note>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -105,7 +108,7 @@ impl Node {
             }
         }
         let traced = began.map(|began| (op.clone(), began));
-        let recipe = Recipe { op, inputs, key: hasher.finish() };
+        let recipe = Recipe { op, inputs, key: hasher.finish(), note: anomaly::note(device) };
         let node = Node::with_state(device, dtype, shape, caller, State::Pending(Box::new(recipe)));
         if let Some((op, began)) = traced {
             timeline::recorded(&node, &op, began);
@@ -153,6 +156,41 @@ impl Node {
 
     pub fn bytes(&self) -> usize {
         self.numel() * self.dtype.size()
+    }
+
+    /// Notes that this is result `i` of the backward function that recorded it, if it is that function's and pending.
+    pub(crate) fn set_output(&self, function: &'static str, i: usize) {
+        if let State::Pending(recipe) = &mut *self.state.lock()
+            && let Some(note) = &mut recipe.note
+            && note.function == Some(function)
+        {
+            note.output.get_or_insert(i);
+        }
+    }
+
+    /// The op that is to compute it, and the shapes of its operands.
+    pub(super) fn recipe_in_words(&self) -> (&'static str, String) {
+        let State::Pending(recipe) = &*self.state.lock() else { return ("", String::new()) };
+        let op = match &recipe.op {
+            NodeOp::Map { op, .. } => op.name,
+            NodeOp::Reduce(op) => op.name(),
+            NodeOp::Structured(op) => op.0.name(),
+            NodeOp::Write(_) => "write",
+            NodeOp::Empty => "empty",
+        };
+        let shapes: Vec<String> = (recipe.inputs.iter())
+            .filter_map(|input| match input {
+                Operand::Node(_, layout) => {
+                    // As it was before it was broadcast.
+                    let sizes = layout.shape.iter().zip(&layout.strides);
+                    let shape: Vec<usize> =
+                        sizes.map(|(&n, &step)| if step == 0 { n.min(1) } else { n }).collect();
+                    Some(format!("{shape:?}"))
+                }
+                _ => None,
+            })
+            .collect();
+        (op, shapes.join(" and "))
     }
 
     pub fn error(&self) -> Option<Error> {

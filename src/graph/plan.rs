@@ -11,7 +11,7 @@ use super::arrange::each_access;
 use super::kernel::{Body, Command, Recording, Slot};
 use super::layout::Layout;
 use super::node::NodeOp;
-use super::schedule::{Graph, Step, Value, schedule};
+use super::schedule::{Graph, Origin, Step, Value, schedule};
 use crate::backend::{Caps, Compiled};
 
 /// Everything about a flush that depends on the structure of its graph only. Slots are first the leaves,
@@ -26,6 +26,8 @@ pub struct Plan {
     pub outputs: Vec<(usize, Slot)>,
     /// For each scalar parameter of the recording, its number in the flush's list.
     pub scalars: Vec<usize>,
+    /// Of each command: where its kernel comes from, and which values its bindings are.
+    pub origins: Vec<(Origin, Vec<Value>)>,
 }
 
 pub fn plan(graph: &Graph, caps: &Caps) -> Plan {
@@ -33,9 +35,12 @@ pub fn plan(graph: &Graph, caps: &Caps) -> Plan {
     let mut planner = Planner::new(graph, schedule.bytes, &schedule.steps);
     let mut commands = vec![];
     let mut scalars = vec![];
+    let mut origins = vec![];
     for (k, mut step) in schedule.steps.into_iter().enumerate() {
         planner.place(k, &mut step, &mut commands);
         let buffers = step.values.iter().map(|v| planner.tenant[v]).collect();
+        origins.resize_with(commands.len(), Default::default);
+        origins.push((step.origin, step.values));
         commands.push(Command::Dispatch { kernel: Arc::new(step.kernel), buffers, scalars: scalars.len() });
         scalars.extend(step.scalars);
     }
@@ -65,6 +70,7 @@ pub fn plan(graph: &Graph, caps: &Caps) -> Plan {
         allocations,
         outputs,
         scalars,
+        origins,
     }
 }
 

@@ -75,6 +75,17 @@ pub struct Step {
     pub scalars: Vec<usize>,
     /// For a write into part of a tensor: the value whose other elements the output keeps.
     pub base: Option<Value>,
+    pub origin: Origin,
+}
+
+/// Which nodes a kernel computes, for whoever must tell a user's line from a place in the kernel. Structure only, as
+/// all of a plan: the lines themselves are the nodes' of the flush that runs it.
+#[derive(Clone, Default, Debug)]
+pub struct Origin {
+    /// Of each instruction of each program (of a reduction: before, then after it); `None` where it computes nothing.
+    pub insts: Vec<Vec<Option<u32>>>,
+    /// The reduction, or the structured op.
+    pub anchor: Option<u32>,
 }
 
 /// Kernels in the order to run them, and the bytes of every stored value that is no leaf.

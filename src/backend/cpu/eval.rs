@@ -7,6 +7,7 @@ use std::ptr;
 use smallvec::SmallVec;
 
 use super::plan::{Access, Plan, Step};
+use super::seen::Seen;
 use crate::graph::dtype::Scalar;
 use crate::graph::layout::Dims;
 use crate::graph::program::Reg;
@@ -16,6 +17,8 @@ use crate::graph::program::Reg;
 pub(super) struct Operands<'a> {
     pub buffers: &'a [*mut u8],
     pub scalars: &'a [Scalar],
+    /// Where to note what is stored beside finite numbers, if someone asked.
+    pub seen: Option<&'a Seen>,
 }
 
 // SAFETY: threads that share it write disjoint elements: distinct coordinates of a program store to distinct
@@ -154,8 +157,29 @@ impl<'a> Eval<'a> {
                         }
                     });
                 }
-                Step::Store { reg, access } => self.scatter(*reg, &plan.accesses[usize::from(*access)], len),
+                Step::Store { reg, access } => {
+                    let access = &plan.accesses[usize::from(*access)];
+                    self.look(*reg, access, len);
+                    self.scatter(*reg, access, len);
+                }
             }
+        }
+        if self.operands.seen.is_some() {
+            for step in &plan.steps {
+                if let Step::Direct { reg, access } = step {
+                    self.look(*reg, &plan.accesses[usize::from(*access)], len);
+                }
+            }
+        }
+    }
+
+    /// Notes what of a register that is stored is not finite.
+    #[inline]
+    fn look(&self, reg: Reg, to: &Access, len: usize) {
+        if let Some(seen) = self.operands.seen
+            && to.float
+        {
+            seen.look(self.values(reg, len), to.size);
         }
     }
 

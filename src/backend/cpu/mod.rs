@@ -15,6 +15,7 @@ mod parallel;
 pub mod philox;
 mod plan;
 mod reduce;
+mod seen;
 pub mod simd;
 #[cfg(test)]
 mod tests;
@@ -33,8 +34,9 @@ use self::memory::{Block, Pool};
 use self::parallel::{WORTH_A_THREAD, enter, tasks};
 use self::plan::Plan;
 use self::reduce::ReducePlan;
+use self::seen::Seen;
 use super::report::{self, Timing};
-use super::{Backend, Buffer, Caps, Compiled, Fault, Memory};
+use super::{Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::Scalar;
 use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
@@ -113,13 +115,34 @@ impl Cpu {
         self.pool.take(bytes).ok_or_else(refused)
     }
 
+    fn run_looking(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+        found: Option<&mut Vec<Found>>,
+    ) -> Result<(), Fault> {
+        let ready: &Ready =
+            compiled.downcast_ref().ok_or_else(|| fault(ErrorKind::Backend, "a plan of another device"))?;
+        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[&Block; 16]>, _>>()?;
+        let _lock = self.running.lock();
+        if ready.parallel {
+            enter(|| self.execute(recording, ready, &blocks, scalars, found))
+        } else {
+            self.execute(recording, ready, &blocks, scalars, found)
+        }
+    }
+
     fn execute(
         &self,
         recording: &Recording,
         ready: &Ready,
         blocks: &[&Block],
         scalars: &[Scalar],
+        mut found: Option<&mut Vec<Found>>,
     ) -> Result<(), Fault> {
+        let seen = Seen::default();
         let timed = report::level() >= 2 || self.profile.lock().is_some();
         let mut timings = timed.then(Vec::new);
         let first = Instant::now();
@@ -130,12 +153,23 @@ impl Cpu {
                 Command::Copy { from, to, bytes } => copy(blocks, *from as usize, *to as usize, *bytes),
                 Command::Dispatch { kernel, buffers, scalars: first } => match ready.commands.get(number) {
                     Some(Some(prepared)) => {
-                        self.dispatch(kernel, prepared, buffers, blocks, scalars.get(*first..).unwrap_or(&[]))
+                        let scalars = scalars.get(*first..).unwrap_or(&[]);
+                        self.dispatch(
+                            kernel,
+                            prepared,
+                            buffers,
+                            blocks,
+                            scalars,
+                            found.is_some().then_some(&seen),
+                        )
                     }
                     _ => Err(fault(ErrorKind::Backend, "the recording was not the one compiled")),
                 },
             };
             done.map_err(at)?;
+            if let Some(found) = &mut found {
+                found.push(seen.take());
+            }
             if let Some(timings) = &mut timings
                 && let Command::Dispatch { kernel, buffers, .. } = command
             {
@@ -163,6 +197,7 @@ impl Cpu {
         slots: &[u32],
         blocks: &[&Block],
         scalars: &[Scalar],
+        seen: Option<&Seen>,
     ) -> Result<(), Fault> {
         if slots.len() != prepared.needs.len() || scalars.len() < prepared.scalars {
             return Err(fault(ErrorKind::Backend, "a dispatch with other operands than its kernel's"));
@@ -183,7 +218,7 @@ impl Cpu {
                 }
             }
         }
-        let operands = Operands { buffers: &buffers, scalars };
+        let operands = Operands { buffers: &buffers, scalars, seen };
         match (&prepared.work, &kernel.body) {
             (Task::Map(plans, stretches), _) => tasks(stretches.len(), |i| {
                 let Stretch { job, range } = &stretches[i];
@@ -205,7 +240,11 @@ impl Cpu {
                     // SAFETY: as above; `needs` says that the buffer is long enough.
                     let out =
                         unsafe { std::slice::from_raw_parts_mut(buffers[*binding].add(range.start), bytes) };
-                    return call.op.0.cpu(call, &inputs, out).map_err(failed);
+                    call.op.0.cpu(call, &inputs, out).map_err(failed)?;
+                    if let (Some(seen), true) = (seen, call.out_dtype.is_float()) {
+                        seen.look_at_all(out, call.out_dtype.size());
+                    }
+                    return Ok(());
                 }
                 let scratch = self.take(bytes)?;
                 // SAFETY: a fresh block of so many bytes.
@@ -404,15 +443,19 @@ impl Backend for Cpu {
         buffers: &[Buffer],
         scalars: &[Scalar],
     ) -> Result<(), Fault> {
-        let ready: &Ready =
-            compiled.downcast_ref().ok_or_else(|| fault(ErrorKind::Backend, "a plan of another device"))?;
-        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[&Block; 16]>, _>>()?;
-        let _lock = self.running.lock();
-        if ready.parallel {
-            enter(|| self.execute(recording, ready, &blocks, scalars))
-        } else {
-            self.execute(recording, ready, &blocks, scalars)
-        }
+        self.run_looking(recording, compiled, buffers, scalars, None)
+    }
+
+    fn run_checked(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<Vec<Found>, Fault> {
+        let mut found = vec![];
+        self.run_looking(recording, compiled, buffers, scalars, Some(&mut found))?;
+        Ok(found)
     }
 
     fn synchronize(&self) -> Result<(), Fault> {

@@ -46,6 +46,8 @@ pub(super) struct Plan {
 pub(super) struct Access {
     pub binding: u16,
     pub size: usize,
+    /// Of floating-point numbers.
+    pub float: bool,
     pub layout: Layout,
     /// Every block is one stretch of memory.
     pub dense: bool,
@@ -100,18 +102,18 @@ impl Plan {
         let inner = shape[shape.len() - 1];
         let by_runs = shape.len() == 1 || inner >= LONG_RUN;
 
-        let access = |binding, size, layout: &Layout| Access {
+        let access = |binding, dtype: DType, layout: &Layout| Access {
             binding,
-            size,
+            size: dtype.size(),
+            float: dtype.is_float(),
             dense: is_dense(layout, by_runs),
             repeats: repeats(layout, by_runs),
             layout: layout.clone(),
         };
-        let accesses: Vec<Access> =
-            (program.loads.iter().map(|a| access(a.binding, a.dtype.size(), &a.layout)))
-                .chain(program.indices.iter().map(|l| access(0, 4, l)))
-                .chain(program.stores.iter().map(|s| access(s.to.binding, s.to.dtype.size(), &s.to.layout)))
-                .collect();
+        let accesses: Vec<Access> = (program.loads.iter().map(|a| access(a.binding, a.dtype, &a.layout)))
+            .chain(program.indices.iter().map(|l| access(0, DType::U32, l)))
+            .chain(program.stores.iter().map(|s| access(s.to.binding, s.to.dtype, &s.to.layout)))
+            .collect();
         let first_index = program.loads.len();
         let first_store = first_index + program.indices.len();
 

@@ -504,7 +504,7 @@ fn results_do_not_depend_on_threads() {
         let mut alone = vec![0f32; outputs];
         let plan = ReducePlan::new(reduce).unwrap(); // checked by `once`
         let buffers = [values.as_ptr().cast_mut().cast(), alone.as_mut_ptr().cast()];
-        plan.run(&Operands { buffers: &buffers, scalars: &[] });
+        plan.run(&Operands { buffers: &buffers, scalars: &[], seen: None });
         assert_eq!(f32::from_bytes(&once().unwrap()[1]), alone);
     }
 }

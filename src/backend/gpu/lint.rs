@@ -13,6 +13,8 @@ pub struct Extras {
     pub subgroups: bool,
     /// Words of 64 bits.
     pub pairs: bool,
+    /// One more buffer, for status words: a kernel does without where there is no room for them.
+    pub status: bool,
 }
 
 /// Parses, validates and lints.
@@ -35,7 +37,7 @@ pub fn check(path: &str, wgsl: &str, extras: Extras) -> Result<Module, String> {
     }
     let storage = |g: &naga::GlobalVariable| matches!(g.space, AddressSpace::Storage { .. });
     let buffers = module.global_variables.iter().filter(|(_, g)| storage(g)).count();
-    if buffers > MAX_STORAGE_BUFFERS {
+    if buffers > MAX_STORAGE_BUFFERS + usize::from(extras.status) {
         return fault(format!("{buffers} storage buffers; browsers grant {MAX_STORAGE_BUFFERS}"));
     }
     for (index, entry) in module.entry_points.iter().enumerate() {

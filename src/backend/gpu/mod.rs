@@ -1,5 +1,6 @@
 //! The GPU backend: wgpu.
 
+mod check;
 mod codegen;
 mod device;
 mod disk;
@@ -23,7 +24,7 @@ use crate::graph::dtype::Scalar;
 use crate::graph::kernel::Recording;
 
 use super::report::Timing;
-use super::{Backend, Buffer, Caps, Compiled, Fault, Memory};
+use super::{Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use device::Faults;
 
 pub use device::{adapters, pick};
@@ -116,6 +117,38 @@ impl Gpu {
     pub fn info(&self) -> &AdapterInfo {
         &self.info
     }
+
+    fn compile_plan(&self, recording: &Recording, looks: bool) -> Result<Compiled, Fault> {
+        self.faults.take()?;
+        let plan = self.pipelines.compile(&self.device, &self.info, recording, looks)?;
+        Ok(Arc::new(tune::Repeated::new(plan)))
+    }
+
+    /// Gives what each command stored, where the plan looks.
+    fn run_recording(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<Vec<Found>, Fault> {
+        self.faults.take()?;
+        let repeated = compiled.downcast_ref::<tune::Repeated>().ok_or_else(|| Fault {
+            kind: crate::error::ErrorKind::Device,
+            message: "a recording compiled for another device".into(),
+            command: None,
+        })?;
+        let plan = repeated.plan();
+        let found = match self.run_plan(&plan, buffers, scalars)? {
+            Some((staging, stride, submission)) => {
+                check::read(self, &plan, recording, &staging, stride, submission)?
+            }
+            None => vec![],
+        };
+        self.faults.take()?;
+        self.tune(recording, repeated, buffers);
+        Ok(found)
+    }
 }
 
 impl Backend for Gpu {
@@ -162,8 +195,11 @@ impl Backend for Gpu {
     }
 
     fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
-        self.faults.take()?;
-        Ok(Arc::new(tune::Repeated::new(self.pipelines.compile(&self.device, &self.info, recording)?)))
+        self.compile_plan(recording, false)
+    }
+
+    fn compile_checked(&self, recording: &Recording) -> Result<Compiled, Fault> {
+        self.compile_plan(recording, true)
     }
 
     fn run(
@@ -173,16 +209,18 @@ impl Backend for Gpu {
         buffers: &[Buffer],
         scalars: &[Scalar],
     ) -> Result<(), Fault> {
-        self.faults.take()?;
-        let repeated = compiled.downcast_ref::<tune::Repeated>().ok_or_else(|| Fault {
-            kind: crate::error::ErrorKind::Device,
-            message: "a recording compiled for another device".into(),
-            command: None,
-        })?;
-        self.run_plan(&repeated.plan(), buffers, scalars)?;
-        self.faults.take()?;
-        self.tune(recording, repeated, buffers);
+        self.run_recording(recording, compiled, buffers, scalars)?;
         Ok(())
+    }
+
+    fn run_checked(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<Vec<Found>, Fault> {
+        self.run_recording(recording, compiled, buffers, scalars)
     }
 
     fn synchronize(&self) -> Result<(), Fault> {

@@ -25,6 +25,8 @@ pub struct Plan {
     pub scalars: Vec<Scalars>,
     /// How many of its pipelines were new; told once.
     pub new_pipelines: AtomicUsize,
+    /// Its kernels look at what they store, and each dispatch has status words of its own.
+    pub looks: bool,
 }
 
 pub struct Scalars {
@@ -130,8 +132,9 @@ impl Pipelines {
         device: &wgpu::Device,
         info: &AdapterInfo,
         recording: &Recording,
+        looks: bool,
     ) -> Result<Plan, Fault> {
-        let wanted = wanted(info, recording)?;
+        let wanted = wanted(info, recording, looks)?;
         let mut missing: Vec<&Wanted> = vec![];
         {
             let known = self.pipelines.lock();
@@ -162,7 +165,7 @@ impl Pipelines {
         known.extend(made.into_iter().map(|(key, pipeline)| (key, Arc::new(pipeline))));
 
         let align = info.limits.min_uniform_buffer_offset_alignment as usize;
-        let mut plan = Plan { steps: vec![], uniforms: vec![], scalars: vec![], new_pipelines };
+        let mut plan = Plan { steps: vec![], uniforms: vec![], scalars: vec![], new_pipelines, looks };
         let mut calls = wanted.into_iter().peekable();
         // Equal parameters are stored once.
         let mut blocks: HashMap<Vec<u8>, (u32, u32)> = HashMap::new();
@@ -260,11 +263,12 @@ fn key(call: &Call) -> String {
     format!("{}\n{}", call.entry, call.wgsl)
 }
 
-fn wanted(info: &AdapterInfo, recording: &Recording) -> Result<Vec<Wanted>, Fault> {
+fn wanted(info: &AdapterInfo, recording: &Recording, looks: bool) -> Result<Vec<Wanted>, Fault> {
     let mut out = vec![];
     for (command, step) in recording.commands.iter().enumerate() {
         let Command::Dispatch { kernel, .. } = step else { continue };
-        for call in codegen::generate(kernel, info).map_err(|f| Fault { command: Some(command), ..f })? {
+        let calls = codegen::generate(kernel, info, looks);
+        for call in calls.map_err(|f| Fault { command: Some(command), ..f })? {
             let layout = LayoutKey {
                 params: !call.params.is_empty(),
                 scalars: !kernel.scalars.is_empty(),

@@ -21,7 +21,7 @@ use super::run::{Status, raw, storage};
 const KEEP: usize = 8;
 
 /// How long the answer may take once the work is done.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What reads share.
 #[derive(Default)]

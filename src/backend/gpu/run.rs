@@ -15,6 +15,7 @@ use crate::graph::dtype::Scalar;
 use crate::graph::kernel::Slot;
 
 use super::Gpu;
+use super::check::Words;
 use super::device::{scoped, wait};
 use super::pipeline::{Dispatch, Plan, Step};
 use super::pool::Storage;
@@ -33,6 +34,7 @@ pub struct Runner {
     groups: HashMap<GroupKey, (wgpu::BindGroup, u64)>,
     clock: u64,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
+    words: Words,
     pub profiling: bool,
     pub timings: Vec<Timing>,
 }
@@ -42,6 +44,7 @@ struct GroupKey {
     layout: usize,
     params: u32,
     scalars: u32,
+    looks: bool,
     buffers: SmallVec<[u64; 8]>,
 }
 
@@ -59,8 +62,16 @@ pub fn raw(storage: &Storage) -> Result<&wgpu::Buffer, Fault> {
     storage.buffer().ok_or_else(gone)
 }
 
+/// Where a run that looks leaves its words, how far apart they are, and when they are there.
+pub type Verdict = (wgpu::Buffer, usize, wgpu::SubmissionIndex);
+
 impl Gpu {
-    pub(super) fn run_plan(&self, plan: &Plan, buffers: &[Buffer], scalars: &[Scalar]) -> Result<(), Fault> {
+    pub(super) fn run_plan(
+        &self,
+        plan: &Plan,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<Option<Verdict>, Fault> {
         let mut runner = self.runner.lock();
         let start = Instant::now();
         let timing = (runner.profiling || report::level() >= 2) && self.times_kernels();
@@ -76,17 +87,38 @@ impl Gpu {
         // Bind groups first: a pass must not be left open by an early return.
         let mut groups = Vec::with_capacity(plan.steps.len());
         let mut flags = SmallVec::<[u32; 8]>::new();
+        let stride = self.status.lock().stride;
+        let words = match plan.looks {
+            true => {
+                let tell = |s: &&Step| matches!(s, Step::Dispatch(d) if d.pipeline.layout.key.status);
+                let bytes = plan.steps.iter().filter(tell).count() as u64 * u64::from(stride);
+                let (words, staging, new) = runner.words.of(self, bytes)?;
+                if new {
+                    runner.groups.clear();
+                }
+                Some((words, staging, bytes))
+            }
+            false => None,
+        };
+        let status = words.as_ref().map_or_else(|| self.status.lock().buffer.clone(), |w| w.0.clone());
         for step in &plan.steps {
             let Step::Dispatch(d) = step else { continue };
-            groups.push(self.group(&mut runner, d, &buffer)?);
+            groups.push(self.group(&mut runner, d, &buffer, &status, plan.looks)?);
             if d.pipeline.layout.key.status {
-                flags.push(self.status.lock().word(&d.kernel));
+                flags.push(match words {
+                    Some(_) => flags.len() as u32 * stride,
+                    None => self.status.lock().word(&d.kernel),
+                });
             }
         }
+        let words = words.filter(|w| w.2 > 0);
 
         let mut timers = vec![];
         let encoded = scoped(&self.device, || {
             let mut encoder = self.device.create_command_encoder(&Default::default());
+            if let Some((words, _, bytes)) = &words {
+                encoder.clear_buffer(words, 0, Some(*bytes));
+            }
             let (mut groups, mut flags) = (groups.iter(), flags.iter());
             let mut steps = plan.steps.iter().peekable();
             while let Some(step) = steps.peek() {
@@ -120,6 +152,9 @@ impl Gpu {
                     }
                 }
             }
+            if let Some((words, staging, bytes)) = &words {
+                encoder.copy_buffer_to_buffer(words, 0, staging, 0, *bytes);
+            }
             let read = timing.then(|| self.resolve(&mut encoder, &timers));
             Ok((encoder.finish(), read))
         });
@@ -137,13 +172,13 @@ impl Gpu {
         } else if report::level() >= 1 {
             self.report(plan, buffers, encode, &[]);
         }
-        runner.in_flight.push_back(submission);
+        runner.in_flight.push_back(submission.clone());
         if runner.in_flight.len() > IN_FLIGHT
             && let Some(oldest) = runner.in_flight.pop_front()
         {
             wait(&self.device, Some(oldest))?;
         }
-        Ok(())
+        Ok(words.map(|(_, staging, _)| (staging, stride as usize, submission)))
     }
 
     /// `write_buffer` lands after what was submitted before and before what is submitted next, so one buffer
@@ -184,6 +219,8 @@ impl Gpu {
         runner: &mut Runner,
         d: &Dispatch,
         buffer: &impl Fn(Slot) -> Result<&'a Storage, Fault>,
+        status: &wgpu::Buffer,
+        looks: bool,
     ) -> Result<wgpu::BindGroup, Fault> {
         let at = |fault: Fault| Fault { command: Some(d.command), ..fault };
         let stores =
@@ -192,6 +229,7 @@ impl Gpu {
             layout: d.pipeline.layout.id,
             params: d.params.map_or(0, |p| p.1),
             scalars: d.scalars.map_or(0, |s| s.1),
+            looks,
             buffers: stores.iter().map(|s| s.id()).collect(),
         };
         runner.clock += 1;
@@ -221,11 +259,10 @@ impl Gpu {
             let resource = raw(store).map_err(at)?.as_entire_binding();
             entries.push(wgpu::BindGroupEntry { binding: 2 + i as u32, resource });
         }
-        let status = self.status.lock().buffer.clone();
         if d.pipeline.layout.key.status {
             let size = std::num::NonZeroU64::new(16);
             let resource =
-                wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &status, offset: 0, size });
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: status, offset: 0, size });
             entries.push(wgpu::BindGroupEntry { binding: 2 + stores.len() as u32, resource });
         }
         let descriptor =

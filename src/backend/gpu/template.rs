@@ -9,6 +9,7 @@
 //! text mentions is linked in.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 
 /// What fills a template.
 pub struct Fill<'a> {
@@ -431,10 +432,60 @@ pub fn declared(text: &str) -> Vec<Declared> {
     out
 }
 
-/// What `#status` stands for, with the status word at this binding.
+/// What `#status` stands for, with the status words at this binding.
 pub fn status(binding: usize) -> String {
     format!(
         "@group(0) @binding({binding}) var<storage, read_write> status: array<atomic<u32>>;\n\
          fn report_bad_index() {{ atomicStore(&status[0], 1u); }}\n"
     )
+}
+
+/// What a kernel that looks at the numbers it stores has besides its status words: the greatest of their bits
+/// without the sign. Infinity's are above all finite ones', and NaN's above those: two instructions for each number
+/// or four, and no memory until the invocation ends.
+pub const LOOK: &str = "\
+var<private> seen_one: u32;
+var<private> seen_four: vec4<u32>;
+fn look(v: f32) { seen_one = max(seen_one, bitcast<u32>(v) & 0x7fffffffu); }
+fn look4(v: vec4<f32>) { seen_four = max(seen_four, bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)); }
+fn tell() {
+    let two = max(seen_four.xy, seen_four.zw);
+    let most = max(max(two.x, two.y), seen_one);
+    if most >= 0x7f800000u { atomicOr(&status[1], select(2u, 1u, most > 0x7f800000u)); }
+}
+";
+
+/// Expanded text, made to look: its entry points call `tell` when they are through, wherever they return. `status`
+/// declares the status words, unless the text does.
+pub fn looking(text: &str, status: &str) -> Result<String, String> {
+    const HEAD: &str = "@compute";
+    let mut out = String::with_capacity(text.len() + 1024);
+    out.push_str(status);
+    out.push_str(LOOK);
+    let mut rest = text;
+    while let Some(at) = rest.find(HEAD) {
+        let (before, entry) = rest.split_at(at);
+        let parts = entry.split_once("\nfn ").and_then(|(attributes, after)| {
+            let (name, after) = after.split_once('(')?;
+            let (parameters, body) = after.split_once(") {")?;
+            Some((attributes, name, parameters, body))
+        });
+        let (attributes, name, parameters, body) =
+            parts.ok_or_else(|| format!("not an entry point: {}", entry.lines().next().unwrap_or("")))?;
+        // `@builtin(what) name: type`, without the attribute.
+        let plain: Vec<&str> = (parameters.split(',').map(str::trim).filter(|p| !p.is_empty()))
+            .map(|p| p.rsplit_once(')').map_or(p, |(_, p)| p.trim()))
+            .collect();
+        let names: Vec<&str> = plain.iter().map(|p| p.split(':').next().unwrap_or(p).trim()).collect();
+        let _ = write!(
+            out,
+            "{before}{attributes}\nfn {name}({parameters}) {{\n    silent_{name}({});\n    tell();\n}}\n\
+             fn silent_{name}({}) {{",
+            names.join(", "),
+            plain.join(", "),
+        );
+        rest = body;
+    }
+    out.push_str(rest);
+    Ok(out)
 }

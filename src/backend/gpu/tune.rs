@@ -157,7 +157,8 @@ impl Gpu {
             }
             stale |= self.info.tuner.place(&ways) != 0;
         }
-        if stale && let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording) {
+        let looks = repeated.plan().looks;
+        if stale && let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording, looks) {
             *repeated.plan.lock() = Arc::new(plan);
         }
     }
@@ -183,7 +184,7 @@ impl Gpu {
                 break;
             }
             self.info.tuner.choose(&ways.key, name);
-            let plan = self.pipelines.compile(&self.device, &self.info, &recording)?;
+            let plan = self.pipelines.compile(&self.device, &self.info, &recording, false)?;
             // The first time may include the driver's compiling.
             run(&plan)?;
             plans.push((Duration::MAX, name, plan));

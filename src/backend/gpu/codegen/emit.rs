@@ -164,12 +164,22 @@ pub struct Printer<'a> {
     pub numbers: Numbers,
     pub buffers: Vec<Buffer>,
     pub library: &'a Library,
+    /// Look at the floating-point numbers that are stored.
+    pub looks: bool,
     names: usize,
 }
 
 impl<'a> Printer<'a> {
     pub fn new(library: &'a Library, buffers: Vec<Buffer>) -> Printer<'a> {
-        Printer { out: String::new(), indent: 1, numbers: Numbers::default(), buffers, library, names: 0 }
+        Printer {
+            out: String::new(),
+            indent: 1,
+            numbers: Numbers::default(),
+            buffers,
+            library,
+            looks: false,
+            names: 0,
+        }
     }
 
     pub fn line(&mut self, text: &str) {
@@ -245,9 +255,13 @@ impl<'a> Printer<'a> {
     /// Prints the stores. Where the last four is cut short, `left` is how many elements of it there are.
     pub fn stores(&mut self, program: &Program, space: &Space, registers: &[String], left: Option<&str>) {
         let mut scope = Scope { space, known: HashMap::new() };
-        for store in &program.stores {
+        let wide = space.vector.is_some();
+        for (i, store) in program.stores.iter().enumerate() {
             let value = &registers[usize::from(store.value)];
-            let wide = space.vector.is_some();
+            let seen = program.stores[..i].iter().any(|s| s.value == store.value);
+            if self.looks && store.to.dtype.is_float() && !seen {
+                self.look(value, wide, left);
+            }
             let value = match program.dtype(store.value) {
                 DType::Bool => format!("{}({value})", storage_type(DType::U32, wide)),
                 _ => value.clone(),
@@ -286,6 +300,18 @@ impl<'a> Printer<'a> {
                 self.line(&format!("{guard}{{ {store} }}"));
             }
         }
+    }
+
+    fn look(&mut self, value: &str, wide: bool, left: Option<&str>) {
+        self.line(&match (wide, left) {
+            (false, _) => format!("look({value});"),
+            (true, None) => format!("look4({value});"),
+            // What lies past the end may be anything.
+            (true, Some(left)) => {
+                let inside = format!("vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>({left})");
+                format!("look4(select(vec4<f32>(), {value}, {inside}));")
+            }
+        });
     }
 
     fn load(&mut self, access: &Access, scope: &mut Scope) -> String {

@@ -15,7 +15,7 @@ const TURNS: usize = 16;
 /// More workgroups than this gain nothing there.
 const GROUPS: usize = 256;
 
-pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Library) -> Call {
+pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Library, looks: bool) -> Call {
     let software = info.is_software();
     let jobs: Vec<&Program> = jobs.iter().filter(|j| j.numel() > 0).collect();
     let vector: Vec<Option<usize>> =
@@ -41,6 +41,7 @@ pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Libr
     }
 
     let mut p = Printer::new(library, buffers);
+    p.looks = looks;
     let width = p.numbers.add(0); // of the grid; known at the end
     p.line(&format!("let group = wid.x + wid.y * {width};"));
     let mut groups = 0;

@@ -35,7 +35,7 @@ pub struct Call {
     /// The uniform at binding 0; none if empty.
     pub params: Vec<u8>,
     pub workgroups: [u32; 3],
-    /// Whether it may flag a bad index.
+    /// Whether it has status words: for a bad index, or for what it looks for.
     pub status: bool,
     pub flops: u64,
 }
@@ -52,8 +52,9 @@ fn fault(kind: ErrorKind, message: String) -> Fault {
     Fault { kind, message, command: None }
 }
 
-/// The dispatches that compute a kernel. Those without work are left out.
-pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault> {
+/// The dispatches that compute a kernel. Those without work are left out. Those that are to look tell of NaN and
+/// infinity among the numbers that they store.
+pub fn generate(kernel: &Kernel, info: &AdapterInfo, looks: bool) -> Result<Vec<Call>, Fault> {
     if kernel.bindings.iter().any(|b| b.dtype == DType::F64) || kernel.scalars.contains(&DType::F64) {
         let message = "float64 does not run on a GPU (WGSL has no 64-bit float); use the CPU device".into();
         return Err(fault(ErrorKind::DType, message));
@@ -68,21 +69,23 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo) -> Result<Vec<Call>, Fault>
         let message = format!("a kernel over {largest} elements; kernels count elements in 32 bits");
         return Err(fault(ErrorKind::Limit, message));
     }
+    let room = kernel.bindings.len() < info.limits.max_storage_buffers_per_shader_stage as usize;
+    let looks = looks && room && kernel.bindings.iter().any(|b| b.written && b.dtype.is_float());
     let mut calls = match &kernel.body {
         Body::Map(jobs) if jobs.iter().all(|j| j.numel() == 0) => vec![],
-        Body::Map(jobs) => vec![map::map(kernel, jobs, info, library()?)],
+        Body::Map(jobs) => vec![map::map(kernel, jobs, info, library()?, looks)],
         Body::Reduce(r) if r.outputs() == 0 => vec![],
-        Body::Reduce(r) => vec![reduce::reduce(kernel, r, info, library()?)?],
+        Body::Reduce(r) => vec![reduce::reduce(kernel, r, info, library()?, looks)?],
         Body::Structured(s) if largest == 0 && s.post.numel() == 0 => vec![],
         Body::Structured(s) => {
             let slow = info.is_software() && s.op.0.stores_tiles();
             let cut = if slow { apart::apart(s) } else { None };
             let op = cut.as_ref().map_or(s, |(op, _)| op);
             let calls = s.op.0.gpu(s, info);
-            let calls = calls.iter().map(|call| structured(kernel, op, call, info));
+            let calls = calls.iter().map(|call| structured(kernel, op, call, info, looks));
             let mut calls = calls.collect::<Result<Vec<_>, Fault>>()?;
             if let Some((_, after)) = &cut {
-                calls.push(map::map(kernel, std::slice::from_ref(after), info, library()?));
+                calls.push(map::map(kernel, std::slice::from_ref(after), info, library()?, looks));
             }
             calls
         }
@@ -128,16 +131,22 @@ fn finish(kernel: &Kernel, p: Printer, workgroup: usize, memory: &str, workgroup
     for (i, (binding, buffer)) in kernel.bindings.iter().zip(&p.buffers).enumerate() {
         declare(i, buffer, binding.dtype, binding.written, &mut wgsl);
     }
+    let tell = if p.looks {
+        wgsl = wgsl + &template::status(2 + kernel.bindings.len()) + template::LOOK;
+        "    tell();\n"
+    } else {
+        ""
+    };
     let _ = write!(
         wgsl,
         "{memory}\n@compute @workgroup_size({workgroup})\n\
-         fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{\n{}}}\n",
+         fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{\n{}{tell}}}\n",
         p.out
     );
     let shared = p.library.link(&[(&wgsl, None)]);
     wgsl.push_str(&shared);
     let params = bytemuck::cast_slice(&params).to_vec();
-    Call { wgsl, entry: "main", params, workgroups, status: false, flops: 0 }
+    Call { wgsl, entry: "main", params, workgroups, status: p.looks, flops: 0 }
 }
 
 fn declare_scalars(kernel: &Kernel, out: &mut String) {
@@ -154,7 +163,13 @@ fn declare(i: usize, buffer: &Buffer, dtype: DType, written: bool, out: &mut Str
 }
 
 /// A hand-written template with its epilogue.
-fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &AdapterInfo) -> Result<Call, Fault> {
+fn structured(
+    kernel: &Kernel,
+    s: &Structured,
+    call: &ShaderCall,
+    info: &AdapterInfo,
+    looks: bool,
+) -> Result<Call, Fault> {
     let wrong = |what: String| fault(ErrorKind::Backend, format!("shader {}: {what}", call.shader));
     if call.workgroups.iter().any(|&n| n > MAX_WORKGROUPS) {
         let message = format!(
@@ -173,19 +188,22 @@ fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &Adapter
     let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
     let singles = !wide || bare.contains("store(");
     let epilogue = match template::mentions(text, "epilogue") {
-        true => epilogue(kernel, s, &declared, Stores { wide, singles }, info, library)?,
+        true => epilogue(kernel, s, &declared, Stores { wide, singles, looks }, info, library)?,
         false => String::new(),
     };
     let status = template::mentions(text, "status");
-    let status_text = if status { template::status(2 + kernel.bindings.len()) } else { String::new() };
-    let fill = Fill { defines: &call.defines, epilogue: &epilogue, status: &status_text };
-    let wgsl = template::expand(text, library, &fill).map_err(wrong)?;
+    let words = template::status(2 + kernel.bindings.len());
+    let fill = Fill { defines: &call.defines, epilogue: &epilogue, status: &words };
+    let mut wgsl = template::expand(text, library, &fill).map_err(wrong)?;
+    if looks {
+        wgsl = template::looking(&wgsl, if status { "" } else { &words }).map_err(wrong)?;
+    }
     Ok(Call {
         wgsl,
         entry: call.entry,
         params: call.params.clone(),
         workgroups: call.workgroups,
-        status,
+        status: status || looks,
         flops: 0,
     })
 }
@@ -196,6 +214,8 @@ struct Stores {
     wide: bool,
     /// One by one, by `store`.
     singles: bool,
+    /// And looks at them.
+    looks: bool,
 }
 
 /// `store` and, for templates that work in fours, `store4`.
@@ -203,7 +223,7 @@ fn epilogue(
     kernel: &Kernel,
     s: &Structured,
     declared: &[template::Declared],
-    Stores { wide, singles }: Stores,
+    Stores { wide, singles, looks }: Stores,
     info: &AdapterInfo,
     library: &Library,
 ) -> Result<String, Fault> {
@@ -236,6 +256,7 @@ fn epilogue(
     }
     let mut p = Printer::new(library, buffers);
     p.numbers = Numbers { baked: true, ..Numbers::default() };
+    p.looks = looks;
     let mut print = |head: &str, index: &str, vector: Option<usize>| {
         p.open(head);
         p.line("let anchor = v;");

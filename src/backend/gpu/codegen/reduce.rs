@@ -35,7 +35,13 @@ const ROWS_OF_COLUMNS: usize = 1024;
 /// Outer loops take fewer turns than the innermost, so half of that for it leaves room for them.
 const MAX_TURNS: usize = 1 << 15;
 
-pub fn reduce(kernel: &Kernel, r: &Reduce, info: &AdapterInfo, library: &Library) -> Result<Call, Fault> {
+pub fn reduce(
+    kernel: &Kernel,
+    r: &Reduce,
+    info: &AdapterInfo,
+    library: &Library,
+    looks: bool,
+) -> Result<Call, Fault> {
     let class = info.class;
     let vector = choose_vector(r);
     let buffer = |i| Buffer { name: format!("b{i}"), wide: false, pairs: info.pairs };
@@ -73,6 +79,7 @@ pub fn reduce(kernel: &Kernel, r: &Reduce, info: &AdapterInfo, library: &Library
     let ty = register_type(r.dtype, wide);
 
     let mut p = Printer::new(library, buffers);
+    p.looks = looks;
     let width = p.numbers.add(0);
     p.line(&format!("let group = wid.x + wid.y * {width};"));
     let cut = by_four && !outputs.is_multiple_of(4);

@@ -104,7 +104,7 @@ pub fn check(gpu: &Gpu, kernel: Kernel, data: &[Vec<u32>], scalars: &[Scalar]) {
     oracle::run(&kernel, &mut expected, scalars);
     let types: Vec<DType> = kernel.bindings.iter().map(|b| b.dtype).collect();
     let text: Vec<String> =
-        codegen::generate(&kernel, gpu.info()).unwrap().into_iter().map(|c| c.wgsl).collect();
+        codegen::generate(&kernel, gpu.info(), false).unwrap().into_iter().map(|c| c.wgsl).collect();
     let got = run(gpu, &dispatch(kernel), data, scalars);
     for (b, (got, expected)) in got.iter().zip(&expected).enumerate() {
         for (i, (&g, &e)) in got.iter().zip(expected).enumerate() {
