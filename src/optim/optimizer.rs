@@ -243,10 +243,7 @@ impl<R: Rule> Optimizer for Optim<R> {
             Ok(())
         });
         updated?;
-        // While someone looks for anomalies a flush waits for the device; this one can go with the next.
-        if !crate::autograd::is_anomaly_enabled() {
-            devices.iter().for_each(Device::flush);
-        }
+        devices.iter().for_each(Device::flush);
         self.params().find_map(Tensor::error).map_or(Ok(()), Err)
     }
 
