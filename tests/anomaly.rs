@@ -168,6 +168,8 @@ fn every_way_to_make_nan_is_named() {
     }
 }
 
+type Make<'a> = Box<dyn Fn() -> Tensor + 'a>;
+
 /// Each family of kernels.
 #[test]
 fn every_kernel_is_looked_at() {
@@ -177,7 +179,7 @@ fn every_kernel_is_looked_at() {
         let (low, zeros) = (on.full([4, 8], nan), on.zeros([4, 8]));
         let image = on.full([1, 3, 6, 6], f32::INFINITY);
         let mixed = on.tensor([[f32::INFINITY, f32::NEG_INFINITY], [0.0, 1.0]]);
-        let cases: Vec<(&str, u32, Box<dyn Fn() -> Tensor>)> = vec![
+        let cases: Vec<(&str, u32, Make)> = vec![
             ("sum", line!(), Box::new(|| mixed.sum())),
             ("sum", line!(), Box::new(|| mixed.sum_dim(1, false) * 2.0)),
             ("sum", line!(), Box::new(|| mixed.sum_dim(1, false).exp().sum())),
@@ -217,7 +219,7 @@ fn norms_and_attention_are_looked_at() {
     for device in devices() {
         let on = options().device(&device);
         let huge = on.full([2, 4], f32::INFINITY);
-        let error = detect_anomaly(|| huge.layer_norm(&[4], None, None, 1e-5).to_f64_vec()).unwrap_err();
+        let error = detect_anomaly(|| huge.layer_norm([4], None, None, 1e-5).to_f64_vec()).unwrap_err();
         assert!(error.message().contains("nan"), "{error}");
         let q = on.full([1, 1, 4, 8], f32::INFINITY);
         let k = on.zeros([1, 1, 4, 8]);
@@ -397,7 +399,7 @@ fn backward_says_so_before_anyone_steps() {
         let w = on.tensor([0.0, 1.0]).requires_grad_(true);
         let result = detect_anomaly(|| {
             (w.sqrt() * 0.0).sum().backward()?;
-            no_grad(|| w.sub_(&w.grad().unwrap()));
+            no_grad(|| w.sub_(w.grad().unwrap()));
             Ok(())
         });
         assert!(result.is_err());
@@ -420,7 +422,7 @@ fn an_index_out_of_range_is_still_that() {
 
 #[test]
 fn double_precision_on_the_cpu() {
-    let x = options().device(&cpu()).dtype(F64).full([3], -1.0);
+    let x = options().device(cpu()).dtype(F64).full([3], -1.0);
     let line = line!() + 1;
     names(detect_anomaly(|| x.log().to_f64_vec()), "log", line);
 }
