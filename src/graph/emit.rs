@@ -244,6 +244,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
         }
         self.shared.name(op.name);
         let reg = self.push(Inst::Op { op, operand, result: node.dtype, args });
+        self.program.lines.note(reg, node.caller);
         self.memo.insert((p, view.clone()), reg);
         reg
     }

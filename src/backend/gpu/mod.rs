@@ -3,11 +3,12 @@
 mod codegen;
 mod device;
 mod disk;
+pub mod lint;
 mod pipeline;
 mod pool;
 mod read;
 mod run;
-mod template;
+pub mod template;
 #[cfg(test)]
 mod tests;
 pub mod tune;
@@ -18,6 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use wgpu::naga;
 
 use crate::graph::dtype::Scalar;
 use crate::graph::kernel::Recording;
@@ -31,6 +33,35 @@ pub use device::{adapters, pick};
 /// The kernel table: shader texts, and for each template its `Params` and workgroup sizes. Written by `build.rs`.
 pub mod kernels {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+    use std::collections::HashMap;
+    use std::sync::LazyLock;
+
+    use parking_lot::RwLock;
+
+    use super::template::Library;
+
+    /// Templates that the program registered.
+    static REGISTERED: LazyLock<RwLock<HashMap<&'static str, &'static str>>> =
+        LazyLock::new(Default::default);
+
+    /// `shaders/shared/`. It was checked at build time.
+    static LIBRARY: LazyLock<Result<Library, String>> =
+        LazyLock::new(|| Library::new(SHARED.iter().copied()));
+
+    /// A template's text.
+    pub fn template(name: &str) -> Option<&'static str> {
+        let own = SHADERS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
+        own.or_else(|| REGISTERED.read().get(name).copied())
+    }
+
+    pub fn register(name: &'static str, text: &'static str) {
+        REGISTERED.write().insert(name, text);
+    }
+
+    pub fn library() -> Result<&'static Library, String> {
+        LIBRARY.as_ref().map_err(Clone::clone)
+    }
 }
 
 /// The sort of adapter, by which kernel variants are chosen.

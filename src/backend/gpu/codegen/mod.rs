@@ -6,7 +6,6 @@ mod map;
 mod reduce;
 
 use std::fmt::Write;
-use std::sync::LazyLock;
 
 use crate::backend::Fault;
 use crate::error::ErrorKind;
@@ -40,12 +39,8 @@ pub struct Call {
     pub flops: u64,
 }
 
-/// `shaders/shared/`. It was checked at build time.
-static LIBRARY: LazyLock<Result<Library, String>> =
-    LazyLock::new(|| Library::new(kernels::SHARED.iter().copied()));
-
 fn library() -> Result<&'static Library, Fault> {
-    LIBRARY.as_ref().map_err(|e| fault(ErrorKind::Backend, e.clone()))
+    kernels::library().map_err(|e| fault(ErrorKind::Backend, e))
 }
 
 fn fault(kind: ErrorKind, message: String) -> Fault {
@@ -164,8 +159,7 @@ fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &Adapter
         return Err(fault(ErrorKind::Limit, message));
     }
     let library = library()?;
-    let (_, text) = (kernels::SHADERS.iter().find(|(name, _)| *name == call.shader))
-        .ok_or_else(|| wrong("there is no such template".into()))?;
+    let text = kernels::template(call.shader).ok_or_else(|| wrong("there is no such template".into()))?;
     let bare = template::expand(text, library, &Fill { defines: &call.defines, epilogue: "", status: "" });
     let bare = bare.map_err(wrong)?;
     let declared = template::declared(&bare);
