@@ -62,5 +62,5 @@ fn main() -> Result<()> {
 fn tril_ones(n: usize, like: &Tensor) -> Tensor {
     let o = options().device(like.device()).dtype(like.dtype());
     let at = o.arange(0, n as i32, 1);
-    at.unsqueeze(1).ge(&at.unsqueeze(0)).to(like.dtype())
+    at.unsqueeze(1).ge(at.unsqueeze(0)).to(like.dtype())
 }

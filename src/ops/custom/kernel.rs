@@ -46,6 +46,7 @@ pub struct Kernel {
     codes: Vec<Code>,
 }
 
+#[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "grids are for GPUs"))]
 enum Grid {
     Invocations(Box<NumberFn>),
     Workgroups(Box<GroupsFn>),
@@ -329,6 +330,7 @@ pub(super) struct Registered {
     pub inputs: Vec<(String, Option<DType>)>,
     shape: Box<ShapeFn>,
     dtype: Option<DType>,
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "for shaders"))]
     params: Vec<(String, Box<NumberFn>)>,
     attributes: Vec<(&'static str, f64)>,
     double: Box<DoubleFn>,
