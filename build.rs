@@ -1,6 +1,9 @@
 //! Checks every variant of every shader and writes the kernel table that `src/backend/gpu` includes.
 
 #[cfg(feature = "gpu")]
+extern crate naga;
+
+#[cfg(feature = "gpu")]
 #[path = "src/backend/gpu/lint.rs"]
 mod lint;
 #[cfg(feature = "gpu")]

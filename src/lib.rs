@@ -45,6 +45,7 @@ pub use ops::attention::Attention;
 pub use ops::cast::Target;
 pub use ops::cat::{cat, stack};
 pub use ops::conv::{Conv, Padding, Pair};
+pub use ops::custom;
 pub use ops::loss::{CrossEntropy, Reduction};
 pub use ops::norm::BatchNorm;
 pub use ops::pool::Pool;
@@ -57,7 +58,7 @@ pub use tensor::{
 
 /// What most programs need: `use wgrad::prelude::*;`.
 pub mod prelude {
-    pub use crate::{data, debug, io, module, optim, sequential};
+    pub use crate::{custom, data, debug, io, module, optim, sequential};
 
     pub use crate::autograd::{self, Backward, GradFn, enable_grad, no_grad};
     pub use crate::data::{DataLoader, Dataset, TensorDataset};

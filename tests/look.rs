@@ -147,6 +147,7 @@ fn a_whole_step_is_recorded_and_planned_before_any_of_it_runs() {
                 let live = o.backend.memory().live_bytes as u64;
                 let mut peak = seen.lock().unwrap();
                 *peak = live.max(*peak);
+                o.whole()
             });
             d.flush();
             drop(guard);

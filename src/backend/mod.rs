@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::error::ErrorKind;
 use crate::graph::dtype::{DType, Scalar};
-use crate::graph::kernel::Recording;
+use crate::graph::kernel::{Binding, Kernel, Recording};
 
 pub mod cpu;
 #[cfg(feature = "gpu")]
@@ -98,6 +98,26 @@ pub trait Backend: Send + Sync {
     ) -> Result<Vec<Found>, Fault> {
         self.run(recording, compiled, buffers, scalars).map(|()| vec![])
     }
+    /// The interface and driver behind it, in words.
+    fn driver(&self) -> String {
+        self.name().to_string()
+    }
+    /// The dispatches that a kernel becomes here, where it becomes code.
+    fn code(&self, _kernel: &Kernel) -> Result<Vec<Code>, Fault> {
+        Ok(vec![])
+    }
+    /// Runs what [`code`](Backend::code) gave, here or on another machine: a buffer for each binding.
+    fn run_code(
+        &self,
+        _code: &[Code],
+        _bindings: &[Binding],
+        _types: &[DType],
+        _buffers: &[Buffer],
+        _scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        let message = format!("{} runs no shaders", self.name());
+        Err(Fault { kind: ErrorKind::Device, message, command: None })
+    }
     /// Waits until all work given so far is done.
     fn synchronize(&self) -> Result<(), Fault>;
     /// The same without asking what that work met.
@@ -136,6 +156,18 @@ pub fn host_memory() -> Option<u64> {
     let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let group = group.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
     Some(total.min(group))
+}
+
+/// One dispatch as a shader.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Code {
+    pub text: String,
+    pub entry: String,
+    /// The uniform at binding 0.
+    pub params: Vec<u8>,
+    pub workgroups: [u32; 3],
+    /// Whether it flags bad indices, in the binding after its buffers.
+    pub status: bool,
 }
 
 /// Memory held on a device.

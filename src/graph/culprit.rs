@@ -9,7 +9,7 @@ use super::dtype::{DType, Element, F32, F64, Scalar};
 use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
 use super::layout::{Dims, Layout};
 use super::observe::single;
-use super::program::{Access, Inst, Program, Reg, Store};
+use super::program::{Access, Inst, Lines, Program, Reg, Store};
 use super::schedule::Origin;
 use crate::backend::{Buffer, Fault};
 use crate::error::ErrorKind;
@@ -226,6 +226,7 @@ fn registers(
         loads: inputs.iter().enumerate().map(load).collect(),
         indices: code.indices.iter().map(|l| one(position(l, point))).collect(),
         stores: vec![],
+        lines: Lines::default(),
     };
     let types: Vec<DType> = (0..evaluated.insts.len()).map(|r| evaluated.dtype(r as Reg)).collect();
     for (r, &dtype) in types.iter().enumerate() {

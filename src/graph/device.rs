@@ -303,7 +303,13 @@ impl Device {
         let backend = &*self.0.backend;
         let mut spoilt = vec![];
         let ran = match &plan.compiled {
-            _ if observe::active() => observe::run(backend, &plan.recording, &buffers, &scalars),
+            _ if observe::active() => observe::run(&observe::Flush {
+                backend,
+                recording: &plan.recording,
+                buffers: &buffers,
+                scalars: &scalars,
+                leaves: plan.leaves,
+            }),
             Some(compiled) if timeline::on() && watch.is_none() => {
                 timeline::run(self, &plan.recording, compiled, &buffers, &scalars)
             }

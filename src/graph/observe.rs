@@ -1,4 +1,4 @@
-//! Running a recording kernel by kernel, so that someone can look at what each reads and writes.
+//! Handing a flush to someone who runs it in his own way, to look at what its kernels read and write.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -7,24 +7,25 @@ use super::dtype::Scalar;
 use super::kernel::{Command, Kernel, Recording, Slot};
 use crate::backend::{Backend, Buffer, Fault};
 
-/// One kernel's run.
-pub struct Observation<'a> {
+/// What a backend would be given to run.
+pub struct Flush<'a> {
     pub backend: &'a dyn Backend,
-    pub kernel: &'a Arc<Kernel>,
+    pub recording: &'a Recording,
+    pub buffers: &'a [Buffer],
     pub scalars: &'a [Scalar],
-    /// The bytes behind each binding, before and after.
-    pub before: &'a [Vec<u8>],
-    pub after: &'a [Vec<u8>],
+    /// How many buffers come filled; the others have whatever contents.
+    pub leaves: usize,
 }
 
-type Observer = Box<dyn FnMut(&Observation<'_>)>;
+/// Must run the flush: what its buffers hold afterwards is what the program sees.
+type Observer = Box<dyn FnMut(&Flush<'_>) -> Result<(), Fault>>;
 
 thread_local! {
     static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
 }
 
-/// Shows `observer` every kernel that this thread runs from now on, until the guard is dropped.
-pub fn observe(observer: impl FnMut(&Observation<'_>) + 'static) -> impl Drop {
+/// Lets `observer` run every flush of this thread's from now on, until the guard is dropped.
+pub fn observe(observer: impl FnMut(&Flush<'_>) -> Result<(), Fault> + 'static) -> impl Drop {
     struct Guard(Option<Observer>);
     impl Drop for Guard {
         fn drop(&mut self) {
@@ -38,45 +39,32 @@ pub(super) fn active() -> bool {
     OBSERVER.with_borrow(Option::is_some)
 }
 
+pub(super) fn run(flush: &Flush<'_>) -> Result<(), Fault> {
+    // What the observer itself makes run is not observed.
+    match OBSERVER.take() {
+        Some(mut observer) => {
+            let ran = observer(flush);
+            OBSERVER.replace(Some(observer));
+            ran
+        }
+        None => flush.whole(),
+    }
+}
+
+impl Flush<'_> {
+    /// Runs all of it, as if nobody looked.
+    pub fn whole(&self) -> Result<(), Fault> {
+        self.backend.run(self.recording, &self.backend.compile(self.recording)?, self.buffers, self.scalars)
+    }
+
+    /// The scalars of one of its kernels.
+    pub fn scalars_of(&self, kernel: &Kernel, first: usize) -> &[Scalar] {
+        &self.scalars[first..first + kernel.scalars.len()]
+    }
+}
+
 /// A recording of one dispatch, over slots `0..bindings`.
 pub fn single(kernel: &Arc<Kernel>) -> Recording {
     let buffers = (0..kernel.bindings.len() as Slot).collect();
     Recording { commands: vec![Command::Dispatch { kernel: kernel.clone(), buffers, scalars: 0 }] }
-}
-
-/// As [`Backend::run`], showing the observer every kernel.
-pub(super) fn run(
-    backend: &dyn Backend,
-    recording: &Recording,
-    buffers: &[Buffer],
-    scalars: &[Scalar],
-) -> Result<(), Fault> {
-    for (i, command) in recording.commands.iter().enumerate() {
-        let here = |fault: Fault| Fault { command: Some(i), ..fault };
-        match command {
-            Command::Copy { .. } => {
-                let one = Recording { commands: vec![command.clone()] };
-                backend.run(&one, &backend.compile(&one)?, buffers, &[])?;
-            }
-            Command::Dispatch { kernel, buffers: slots, scalars: first } => {
-                let bound: Vec<Buffer> = slots.iter().map(|&s| buffers[s as usize].clone()).collect();
-                let own = &scalars[*first..*first + kernel.scalars.len()];
-                let read = || -> Result<Vec<Vec<u8>>, Fault> {
-                    bound.iter().map(|b| backend.download(b, 0..b.bytes)).collect()
-                };
-                let before = read().map_err(here)?;
-                let one = single(kernel);
-                let compiled = backend.compile(&one).map_err(here)?;
-                backend.run(&one, &compiled, &bound, own).map_err(here)?;
-                let after = read().map_err(here)?;
-                let seen = Observation { backend, kernel, scalars: own, before: &before, after: &after };
-                OBSERVER.with_borrow_mut(|o| {
-                    if let Some(observer) = o {
-                        observer(&seen);
-                    }
-                });
-            }
-        }
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! WGSL, the CPU backend interprets it in cache-sized blocks.
 
 use std::hash::{Hash, Hasher};
+use std::panic::Location;
 
 use smallvec::SmallVec;
 
@@ -29,14 +30,17 @@ pub struct MapOp {
     /// The same for integer and bool operands, where it differs (else empty).
     pub wgsl_int: &'static str,
     /// The CPU kernel for an operand type and a result type.
-    pub cpu: fn(operand: DType, result: DType) -> Option<BlockFn>,
+    pub cpu: BlockFns,
     /// Rough price in additions, to weigh computing twice against storing.
     pub cost: u32,
 }
 
 /// Computes a block: `out[i] = f(args[0][i], args[1][i], …)`. The slices hold native-endian elements of the
 /// types asked of [`MapOp::cpu`], aligned, and of equal count.
-pub type BlockFn = fn(out: &mut [u8], args: &[&[u8]]);
+pub type BlockFn = &'static (dyn Fn(&mut [u8], &[&[u8]]) + Send + Sync);
+
+/// The kernel for an operand type and a result type, where there is one.
+pub type BlockFns = &'static (dyn Fn(DType, DType) -> Option<BlockFn> + Send + Sync);
 
 impl MapOp {
     /// The WGSL expression for operands of this type.
@@ -84,6 +88,33 @@ pub enum Inst {
     },
 }
 
+/// The lines that recorded a program's ops. They are for people: programs that differ in them alone are equal.
+#[derive(Clone, Default, Debug)]
+pub struct Lines(Vec<(Reg, &'static Location<'static>)>);
+
+impl Lines {
+    /// The first that is said of a register holds.
+    pub fn note(&mut self, reg: Reg, line: &'static Location<'static>) {
+        if self.of(reg).is_none() {
+            self.0.push((reg, line));
+        }
+    }
+
+    pub fn of(&self, reg: Reg) -> Option<&'static Location<'static>> {
+        self.0.iter().rev().find(|(r, _)| *r == reg).map(|(_, line)| *line)
+    }
+}
+
+impl PartialEq for Lines {
+    fn eq(&self, _: &Lines) -> bool {
+        true
+    }
+}
+impl Eq for Lines {}
+impl Hash for Lines {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 /// A tensor operand: which of the kernel's bindings, and where its elements lie in it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Access {
@@ -106,6 +137,8 @@ pub struct Program {
     pub insts: Vec<Inst>,
     pub loads: Vec<Access>,
     pub indices: Vec<Layout>,
+    /// Which lines of the user's its instructions come from.
+    pub lines: Lines,
     /// All loads of one coordinate happen before its stores, and a store may only share a binding with a load
     /// of the very same layout (an update in place) or one that touches other elements.
     pub stores: Vec<Store>,

@@ -222,14 +222,14 @@ elementwise! {
     /// The sine of each element, in radians.
     unary SIN sin "sin" "SinBackward0" 1 Float -> Same on Real {
         wgsl: "w_sin(a)",
-        cpu: crate::backend::cpu::math::sin::kernel,
+        cpu: &crate::backend::cpu::math::sin::kernel,
         cost: 12, saves: A,
         grad: Gradient::Formula(|c, g| grads!(c, g.mul(c.input(0).cos()))),
     }
     /// The cosine of each element, in radians.
     unary COS cos "cos" "CosBackward0" 1 Float -> Same on Real {
         wgsl: "w_cos(a)",
-        cpu: crate::backend::cpu::math::cos::kernel,
+        cpu: &crate::backend::cpu::math::cos::kernel,
         cost: 12, saves: A,
         grad: Gradient::Formula(|c, g| grads!(c, g.neg().mul(c.input(0).sin()))),
     }
@@ -434,7 +434,7 @@ elementwise! {
 
 /// A conversion between types. No row: its operand and result types differ.
 pub static CAST: MapOp =
-    MapOp { name: "to", arity: 1, mask_first: false, wgsl: "R(a)", wgsl_int: "", cpu: cast, cost: 1 };
+    MapOp { name: "to", arity: 1, mask_first: false, wgsl: "R(a)", wgsl_int: "", cpu: &cast, cost: 1 };
 
 fn pow_grad(c: &Call<'_>, g: &Tensor) -> Grads {
     let by_base = |exponent: Arg| match exponent {

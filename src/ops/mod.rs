@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod cast;
 pub(crate) mod cat;
 pub(crate) mod conv;
+pub mod custom;
 #[cfg(feature = "gpu")]
 pub(crate) mod dispatch;
 pub(crate) mod elementwise;

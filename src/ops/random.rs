@@ -18,7 +18,7 @@ pub static BITS: MapOp = MapOp {
     mask_first: false,
     wgsl: "philox_uniform_u32(a, b, c, d, e)",
     wgsl_int: "",
-    cpu: philox::bits_kernel,
+    cpu: &philox::bits_kernel,
     cost: 60,
 };
 
@@ -29,7 +29,7 @@ pub static UNIFORM: MapOp = MapOp {
     mask_first: false,
     wgsl: "R(a >> U(8)) * R(5.9604644775390625e-8)",
     wgsl_int: "",
-    cpu: philox::uniform_kernel,
+    cpu: &philox::uniform_kernel,
     cost: 2,
 };
 
@@ -41,7 +41,7 @@ pub static NORMAL: MapOp = MapOp {
     mask_first: false,
     wgsl: "philox_normal(a, b, c, d, e)",
     wgsl_int: "",
-    cpu: philox::normal_kernel,
+    cpu: &philox::normal_kernel,
     cost: 200,
 };
 
@@ -87,7 +87,7 @@ static BELOW: MapOp = MapOp {
     mask_first: false,
     wgsl: "mul_hi(a, b)",
     wgsl_int: "",
-    cpu: philox::mul_hi_kernel,
+    cpu: &philox::mul_hi_kernel,
     cost: 10,
 };
 

@@ -90,11 +90,16 @@ pub struct Elementwise {
 pub(crate) const A: u8 = 1;
 pub(crate) const B: u8 = 2;
 pub(crate) const C: u8 = 4;
-pub(crate) const OUT: u8 = 8;
+pub(crate) const OUT: u8 = 128;
+
+/// Gradients by operand, from that of the result.
+pub(crate) type Formula = dyn Fn(&Call<'_>, &Tensor) -> Grads + Send + Sync;
 
 pub(crate) enum Gradient {
     /// In tensor ops, hence differentiable in turn. Broadcasting is undone by the caller.
     Formula(fn(&Call<'_>, &Tensor) -> Grads),
+    /// The same, of an op that a program registered.
+    Registered(Box<Formula>),
     /// The result is not differentiable: it is of an integer or bool type.
     None,
 }
@@ -113,6 +118,11 @@ enum SavedArg {
 }
 
 impl Call<'_> {
+    /// The line that recorded the op.
+    pub fn caller(&self) -> Caller {
+        self.function.caller()
+    }
+
     pub fn needs(&self, i: usize) -> bool {
         self.function.needs(i)
     }
@@ -252,7 +262,11 @@ impl Elementwise {
     fn link(&'static self, out: &Tensor, args: &[Arg], caller: Caller) {
         let tensors = args.iter().map(|a| if let Arg::Tensor(t) = a { Some(t) } else { None });
         let Some(links) = links(out, self.op.name, tensors, caller) else { return };
-        let Gradient::Formula(formula) = self.gradient else { return };
+        let formula: &'static Formula = match &self.gradient {
+            Gradient::Formula(formula) => formula,
+            Gradient::Registered(formula) => &**formula,
+            Gradient::None => return,
+        };
         let saved: SmallVec<[SavedArg; 3]> = (args.iter().enumerate())
             .map(|(i, arg)| match arg {
                 Arg::Scalar(s) => SavedArg::Scalar(*s),

@@ -29,7 +29,7 @@ static ADD: MapOp = MapOp {
     mask_first: false,
     wgsl: "a + b",
     wgsl_int: "",
-    cpu: |operand, _| (operand == F32).then_some(add as BlockFn),
+    cpu: &|operand, _| (operand == F32).then_some(&add as BlockFn),
     cost: 1,
 };
 

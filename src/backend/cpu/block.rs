@@ -25,7 +25,9 @@ pub use crate::graph::program::BlockFn;
 #[macro_export]
 macro_rules! block {
     ($($class:ident $($of:ident)? |$($x:ident),+| $body:expr $(=> $result:ident)?);+ $(;)?) => {
-        |operand: $crate::graph::dtype::DType, result: $crate::graph::dtype::DType| {
+        &|operand: $crate::graph::dtype::DType,
+          result: $crate::graph::dtype::DType|
+         -> Option<$crate::graph::program::BlockFn> {
             None$(.or_else(|| $crate::block!(
                 @class $class $($of)? (operand, result) [$($x)+] ($body) [$($result)?]
             )))+
@@ -47,7 +49,7 @@ macro_rules! block {
         #[inline(always)]
         fn f($($x: bool),+) -> bool { $body }
         (($operand, $wanted) == ($crate::graph::dtype::Bool, $crate::graph::dtype::Bool))
-            .then_some($crate::block!(@run [] [$($x)+] bool bool f) as $crate::graph::program::BlockFn)
+            .then_some(&$crate::block!(@run [] [$($x)+] bool bool f) as $crate::graph::program::BlockFn)
     }};
     (@kernel $trait:ident { $($dtype:ident $t:ident)+ } ($operand:ident, $wanted:ident)
         $m:tt $xs:tt $body:tt $result:tt) => {{
@@ -69,34 +71,34 @@ macro_rules! block {
     (@pick $wanted:ident $m:tt $xs:tt $t:ident []) => { $crate::block!(@pick $wanted $m $xs $t [$t]) };
     (@pick $wanted:ident $m:tt $xs:tt $t:ident [$r:ident]) => {
         (<$r as $crate::backend::cpu::number::Value>::DTYPE == $wanted)
-            .then_some($crate::block!(@run $m $xs $t $r f::<$t>) as $crate::graph::program::BlockFn)
+            .then_some(&$crate::block!(@run $m $xs $t $r f::<$t>) as $crate::graph::program::BlockFn)
     };
     (@run [] [$a:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run1::<$t, $r, _>(out, args, #[inline(always)] |$a| $f($a))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run1::<$t, $r, _>(out, args, #[inline(always)] |$a| $f($a))
     };
     (@run [] [$a:ident $b:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run2::<$t, $t, $r, _>(out, args, #[inline(always)] |$a, $b| $f($a, $b))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run2::<$t, $t, $r, _>(out, args, #[inline(always)] |$a, $b| $f($a, $b))
     };
     (@run [] [$a:ident $b:ident $c:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run3::<$t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c| $f($a, $b, $c))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run3::<$t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c| $f($a, $b, $c))
     };
     (@run [] [$a:ident $b:ident $c:ident $d:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run4::<$t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c, $d| $f($a, $b, $c, $d))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run4::<$t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c, $d| $f($a, $b, $c, $d))
     };
     (@run [] [$a:ident $b:ident $c:ident $d:ident $e:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run5::<$t, $t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c, $d, $e| $f($a, $b, $c, $d, $e))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run5::<$t, $t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$a, $b, $c, $d, $e| $f($a, $b, $c, $d, $e))
     };
     (@run [$m:ident] [$a:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run2::<bool, $t, $r, _>(out, args, #[inline(always)] |$m, $a| $f($m, $a))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run2::<bool, $t, $r, _>(out, args, #[inline(always)] |$m, $a| $f($m, $a))
     };
     (@run [$m:ident] [$a:ident $b:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run3::<bool, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b| $f($m, $a, $b))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run3::<bool, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b| $f($m, $a, $b))
     };
     (@run [$m:ident] [$a:ident $b:ident $c:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run4::<bool, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b, $c| $f($m, $a, $b, $c))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run4::<bool, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b, $c| $f($m, $a, $b, $c))
     };
     (@run [$m:ident] [$a:ident $b:ident $c:ident $d:ident] $t:ident $r:ident $f:expr) => {
-        |out, args| $crate::backend::cpu::block::run5::<bool, $t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b, $c, $d| $f($m, $a, $b, $c, $d))
+        |out: &mut [u8], args: &[&[u8]]| $crate::backend::cpu::block::run5::<bool, $t, $t, $t, $t, $r, _>(out, args, #[inline(always)] |$m, $a, $b, $c, $d| $f($m, $a, $b, $c, $d))
     };
 }
 
@@ -140,7 +142,7 @@ loops! {
 /// The kernel of a conversion, for every pair of dtypes.
 pub fn cast(from: DType, to: DType) -> Option<BlockFn> {
     fn pair<A: Value + Cast<B>, B: Value>() -> BlockFn {
-        |out, args| {
+        &|out: &mut [u8], args: &[&[u8]]| {
             run1::<A, B, _>(
                 out,
                 args,

@@ -312,8 +312,8 @@ macro_rules! trig {
                     block::run1::<f64, f64, _>(out, args, |x| x.$name());
                 }
                 match (operand, result) {
-                    (F32, F32) => Some(single),
-                    (F64, F64) => Some(double),
+                    (F32, F32) => Some(&single),
+                    (F64, F64) => Some(&double),
                     _ => None,
                 }
             }

@@ -52,7 +52,7 @@ fn words(bytes: &[u8]) -> &[u32] {
 /// Element `index` of a stream: word `index % 4` of block `offset + index / 4`. Operands: index, and the seed
 /// and the offset, low word first.
 pub fn bits_kernel(operand: DType, result: DType) -> Option<BlockFn> {
-    (operand == DType::U32 && result == DType::U32).then_some(|out, args| {
+    (operand == DType::U32 && result == DType::U32).then_some(&|out: &mut [u8], args: &[&[u8]]| {
         let mut out = bytemuck::cast_slice_mut::<u8, u32>(out).iter_mut();
         each(args, |x, place| {
             if let Some(out) = out.next() {
@@ -64,7 +64,7 @@ pub fn bits_kernel(operand: DType, result: DType) -> Option<BlockFn> {
 
 /// Uniform in [0, 1): the upper 24 bits of a word.
 pub fn uniform_kernel(operand: DType, result: DType) -> Option<BlockFn> {
-    (operand == DType::U32 && result == DType::F32).then_some(|out, args| {
+    (operand == DType::U32 && result == DType::F32).then_some(&|out: &mut [u8], args: &[&[u8]]| {
         for (out, bits) in bytemuck::cast_slice_mut::<u8, f32>(out).iter_mut().zip(words(args[0])) {
             *out = (bits >> 8) as f32 * (1.0 / (1 << 24) as f32);
         }
@@ -73,7 +73,7 @@ pub fn uniform_kernel(operand: DType, result: DType) -> Option<BlockFn> {
 
 /// Normal draws; operands as of [`bits_kernel`].
 pub fn normal_kernel(operand: DType, result: DType) -> Option<BlockFn> {
-    (operand == DType::U32 && result == DType::F32).then_some(|out, args| {
+    (operand == DType::U32 && result == DType::F32).then_some(&|out: &mut [u8], args: &[&[u8]]| {
         let mut out = bytemuck::cast_slice_mut::<u8, f32>(out).iter_mut();
         each(args, |x, place| {
             if let Some(out) = out.next() {
@@ -86,7 +86,7 @@ pub fn normal_kernel(operand: DType, result: DType) -> Option<BlockFn> {
 
 /// `(a * b) >> 32`.
 pub fn mul_hi_kernel(operand: DType, result: DType) -> Option<BlockFn> {
-    (operand == DType::U32 && result == DType::U32).then_some(|out, args| {
+    (operand == DType::U32 && result == DType::U32).then_some(&|out: &mut [u8], args: &[&[u8]]| {
         let out = bytemuck::cast_slice_mut::<u8, u32>(out).iter_mut();
         for ((out, &a), &b) in out.zip(words(args[0])).zip(words(args[1])) {
             *out = mul_hi(a, b);

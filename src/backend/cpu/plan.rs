@@ -17,7 +17,6 @@ const MAX_BLOCK: usize = 2048;
 /// are read in place whatever their outer strides are.
 const LONG_RUN: usize = 256;
 
-#[derive(Debug)]
 pub(super) struct Plan {
     pub shape: Dims,
     pub numel: usize,
@@ -55,7 +54,6 @@ pub(super) struct Access {
     pub repeats: bool,
 }
 
-#[derive(Debug)]
 pub(super) enum Step {
     /// Point the register at memory.
     Borrow {

@@ -27,7 +27,6 @@ const BARE: usize = 16 << 10;
 /// Columns that are reduced at once.
 const WIDE: usize = 4096;
 
-#[derive(Debug)]
 pub(super) struct ReducePlan {
     pre: Plan,
     value: Reg,

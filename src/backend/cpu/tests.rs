@@ -10,10 +10,9 @@ use crate::block;
 use crate::graph::dtype::{Bool, DType, Element, F32, F64, I32, U32};
 use crate::graph::kernel::{Binding, OpRef, Reduce, ReduceOp, StructuredOp};
 use crate::graph::layout::{Dims, Layout};
-use crate::graph::program::{Access, BlockFn, MapOp, Program, Reg, Store};
+use crate::graph::program::{Access, BlockFns, MapOp, Program, Reg, Store};
 
-type Choose = fn(DType, DType) -> Option<BlockFn>;
-const fn op(name: &'static str, arity: usize, cpu: Choose) -> MapOp {
+const fn op(name: &'static str, arity: usize, cpu: BlockFns) -> MapOp {
     MapOp { name, arity, mask_first: false, wgsl: "", wgsl_int: "", cpu, cost: 1 }
 }
 static ADD: MapOp = op("add", 2, block!(num | a, b | a.add(b)));
@@ -23,7 +22,7 @@ static DIV: MapOp = op("div", 2, block!(num | a, b | a.div(b)));
 static AND: MapOp = op("and", 2, block!(int |a, b| a & b; bool |a, b| a && b));
 static LESS: MapOp = op("lt", 2, block!(all |a, b| a < b => bool));
 static WHERE: MapOp = op("where", 3, block!(mask all |m, a, b| if m { a } else { b }));
-static CAST: MapOp = op("cast", 1, block::cast);
+static CAST: MapOp = op("cast", 1, &block::cast);
 static TANH: MapOp = op("tanh", 1, block!(float | a | a.tanh()));
 
 fn apply(op: &'static MapOp, operand: DType, result: DType, args: &[Reg]) -> Inst {

@@ -123,7 +123,9 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let (class, id) = (class(&info), disk::id(&info));
     let pairs = class == AdapterClass::Software && features.contains(wgpu::Features::SHADER_INT64);
     let tuner = Arc::new(Tuner::new(&id));
-    let info = AdapterInfo { name: info.name, id, class, limits, features, subgroup_size, pairs, tuner };
+    let driver = format!("{:?} {} {}", info.backend, info.driver, info.driver_info);
+    let info =
+        AdapterInfo { name: info.name, driver, id, class, limits, features, subgroup_size, pairs, tuner };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.

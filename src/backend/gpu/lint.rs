@@ -1,6 +1,8 @@
 //! What `build.rs` demands of a shader: naga's validation, and what browsers reject beyond it.
 
-use naga::{AddressSpace, Expression, Handle, Module, Scalar, ScalarKind, Statement, TypeInner, VectorSize};
+use super::naga::{
+    self, AddressSpace, Expression, Handle, Module, Scalar, ScalarKind, Statement, TypeInner, VectorSize,
+};
 
 /// What WebGPU grants everywhere, by its default limits.
 const MAX_INVOCATIONS: u32 = 256;
@@ -244,6 +246,7 @@ fn any(
 }
 
 /// A field of the Rust twin of a shader's `Params`.
+#[allow(dead_code, reason = "for build.rs")]
 #[derive(PartialEq)]
 pub struct Field {
     pub name: String,
@@ -251,6 +254,7 @@ pub struct Field {
 }
 
 /// The fields of the uniform `params`, where a shader has one.
+#[allow(dead_code, reason = "for build.rs")]
 pub fn params(path: &str, module: &Module) -> Result<Option<Vec<Field>>, String> {
     let Some((_, variable)) =
         module.global_variables.iter().find(|(_, g)| g.name.as_deref() == Some("params"))
@@ -294,6 +298,7 @@ pub fn params(path: &str, module: &Module) -> Result<Option<Vec<Field>>, String>
     Ok(Some(fields))
 }
 
+#[allow(dead_code, reason = "for build.rs")]
 fn vector_len(size: VectorSize) -> u32 {
     size as u32
 }

@@ -4,11 +4,12 @@ mod check;
 mod codegen;
 mod device;
 mod disk;
+pub mod lint;
 mod pipeline;
 mod pool;
 mod read;
 mod run;
-mod template;
+pub mod template;
 #[cfg(test)]
 mod tests;
 pub mod tune;
@@ -19,12 +20,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use wgpu::naga;
 
-use crate::graph::dtype::Scalar;
-use crate::graph::kernel::Recording;
+use crate::graph::dtype::{DType, Scalar};
+use crate::graph::kernel::{Binding, Kernel, Recording};
 
 use super::report::Timing;
-use super::{Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
+use super::{Backend, Buffer, Caps, Code, Compiled, Fault, Found, Memory};
 use device::Faults;
 
 pub use device::{adapters, pick};
@@ -32,6 +34,35 @@ pub use device::{adapters, pick};
 /// The kernel table: shader texts, and for each template its `Params` and workgroup sizes. Written by `build.rs`.
 pub mod kernels {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+    use std::collections::HashMap;
+    use std::sync::LazyLock;
+
+    use parking_lot::RwLock;
+
+    use super::template::Library;
+
+    /// Templates that the program registered.
+    static REGISTERED: LazyLock<RwLock<HashMap<&'static str, &'static str>>> =
+        LazyLock::new(Default::default);
+
+    /// `shaders/shared/`. It was checked at build time.
+    static LIBRARY: LazyLock<Result<Library, String>> =
+        LazyLock::new(|| Library::new(SHARED.iter().copied()));
+
+    /// A template's text.
+    pub fn template(name: &str) -> Option<&'static str> {
+        let own = SHADERS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
+        own.or_else(|| REGISTERED.read().get(name).copied())
+    }
+
+    pub fn register(name: &'static str, text: &'static str) {
+        REGISTERED.write().insert(name, text);
+    }
+
+    pub fn library() -> Result<&'static Library, String> {
+        LIBRARY.as_ref().map_err(Clone::clone)
+    }
 }
 
 /// The sort of adapter, by which kernel variants are chosen.
@@ -47,6 +78,8 @@ pub enum AdapterClass {
 #[derive(Clone, Debug)]
 pub struct AdapterInfo {
     pub name: String,
+    /// The interface, the driver, and its version.
+    pub driver: String,
     /// Names what is kept on disk for this adapter and driver.
     pub id: String,
     pub class: AdapterClass,
@@ -221,6 +254,38 @@ impl Backend for Gpu {
         scalars: &[Scalar],
     ) -> Result<Vec<Found>, Fault> {
         self.run_recording(recording, compiled, buffers, scalars)
+    }
+
+    fn driver(&self) -> String {
+        self.info.driver.clone()
+    }
+
+    fn code(&self, kernel: &Kernel) -> Result<Vec<Code>, Fault> {
+        let calls = codegen::generate(kernel, &self.info, false)?;
+        Ok(calls
+            .into_iter()
+            .map(|call| Code {
+                text: call.wgsl,
+                entry: call.entry.into_owned(),
+                params: call.params,
+                workgroups: call.workgroups,
+                status: call.status,
+            })
+            .collect())
+    }
+
+    fn run_code(
+        &self,
+        code: &[Code],
+        bindings: &[Binding],
+        types: &[DType],
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<(), Fault> {
+        self.faults.take()?;
+        let plan = self.pipelines.compile_code(&self.device, &self.info, code, bindings, types)?;
+        self.run_plan(&plan, buffers, scalars)?;
+        self.faults.take()
     }
 
     fn synchronize(&self) -> Result<(), Fault> {

@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use rayon::prelude::*;
 use smallvec::SmallVec;
 
-use crate::backend::{Fault, report};
+use crate::backend::{Code, Fault, report};
 use crate::graph::dtype::DType;
-use crate::graph::kernel::{Command, Kernel, Recording, Slot};
+use crate::graph::kernel::{Binding, Body, Command, Kernel, Recording, Slot};
 
 use super::codegen::{self, Call};
 use super::device::scoped;
@@ -134,7 +134,55 @@ impl Pipelines {
         recording: &Recording,
         looks: bool,
     ) -> Result<Plan, Fault> {
-        let wanted = wanted(info, recording, looks)?;
+        self.assemble(device, info, recording, wanted(info, recording, looks)?, looks)
+    }
+
+    /// Code that comes from elsewhere, to be run over slots `0..bindings`.
+    pub fn compile_code(
+        &self,
+        device: &wgpu::Device,
+        info: &AdapterInfo,
+        code: &[Code],
+        bindings: &[Binding],
+        types: &[DType],
+    ) -> Result<Plan, Fault> {
+        let kernel = Arc::new(Kernel {
+            body: Body::Map(vec![]),
+            bindings: bindings.to_vec(),
+            scalars: types.to_vec(),
+            label: "replay".into(),
+            caller: std::panic::Location::caller(),
+        });
+        let wanted = code.iter().map(|code| Wanted {
+            command: 0,
+            layout: LayoutKey {
+                params: !code.params.is_empty(),
+                scalars: !types.is_empty(),
+                written: bindings.iter().map(|b| b.written).collect(),
+                status: code.status,
+            },
+            call: Call {
+                wgsl: code.text.clone(),
+                entry: code.entry.clone().into(),
+                params: code.params.clone(),
+                workgroups: code.workgroups,
+                status: code.status,
+                flops: 0,
+            },
+        });
+        let buffers = (0..bindings.len() as Slot).collect();
+        let recording = Recording { commands: vec![Command::Dispatch { kernel, buffers, scalars: 0 }] };
+        self.assemble(device, info, &recording, wanted.collect(), false)
+    }
+
+    fn assemble(
+        &self,
+        device: &wgpu::Device,
+        info: &AdapterInfo,
+        recording: &Recording,
+        wanted: Vec<Wanted>,
+        looks: bool,
+    ) -> Result<Plan, Fault> {
         let mut missing: Vec<&Wanted> = vec![];
         {
             let known = self.pipelines.lock();
@@ -307,7 +355,7 @@ fn build(
             label: Some(label),
             layout: Some(&layout.pipeline),
             module: &module,
-            entry_point: Some(call.entry),
+            entry_point: Some(&call.entry),
             // Kernels write what they read.
             compilation_options: wgpu::PipelineCompilationOptions {
                 zero_initialize_workgroup_memory: false,

@@ -5,8 +5,8 @@ mod emit;
 mod map;
 mod reduce;
 
+use std::borrow::Cow;
 use std::fmt::Write;
-use std::sync::LazyLock;
 
 use crate::backend::Fault;
 use crate::error::ErrorKind;
@@ -31,7 +31,7 @@ pub const MAX_WORKGROUPS: u32 = 65_535;
 #[derive(Debug)]
 pub struct Call {
     pub wgsl: String,
-    pub entry: &'static str,
+    pub entry: Cow<'static, str>,
     /// The uniform at binding 0; none if empty.
     pub params: Vec<u8>,
     pub workgroups: [u32; 3],
@@ -40,12 +40,8 @@ pub struct Call {
     pub flops: u64,
 }
 
-/// `shaders/shared/`. It was checked at build time.
-static LIBRARY: LazyLock<Result<Library, String>> =
-    LazyLock::new(|| Library::new(kernels::SHARED.iter().copied()));
-
 fn library() -> Result<&'static Library, Fault> {
-    LIBRARY.as_ref().map_err(|e| fault(ErrorKind::Backend, e.clone()))
+    kernels::library().map_err(|e| fault(ErrorKind::Backend, e))
 }
 
 fn fault(kind: ErrorKind, message: String) -> Fault {
@@ -146,7 +142,7 @@ fn finish(kernel: &Kernel, p: Printer, workgroup: usize, memory: &str, workgroup
     let shared = p.library.link(&[(&wgsl, None)]);
     wgsl.push_str(&shared);
     let params = bytemuck::cast_slice(&params).to_vec();
-    Call { wgsl, entry: "main", params, workgroups, status: p.looks, flops: 0 }
+    Call { wgsl, entry: "main".into(), params, workgroups, status: p.looks, flops: 0 }
 }
 
 fn declare_scalars(kernel: &Kernel, out: &mut String) {
@@ -179,8 +175,7 @@ fn structured(
         return Err(fault(ErrorKind::Limit, message));
     }
     let library = library()?;
-    let (_, text) = (kernels::SHADERS.iter().find(|(name, _)| *name == call.shader))
-        .ok_or_else(|| wrong("there is no such template".into()))?;
+    let text = kernels::template(call.shader).ok_or_else(|| wrong("there is no such template".into()))?;
     let bare = template::expand(text, library, &Fill { defines: &call.defines, epilogue: "", status: "" });
     let bare = bare.map_err(wrong)?;
     let declared = template::declared(&bare);
@@ -200,7 +195,7 @@ fn structured(
     }
     Ok(Call {
         wgsl,
-        entry: call.entry,
+        entry: call.entry.into(),
         params: call.params.clone(),
         workgroups: call.workgroups,
         status: status || looks,

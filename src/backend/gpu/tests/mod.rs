@@ -17,7 +17,7 @@ use crate::graph::layout::Layout;
 use crate::graph::program::{Access, Inst, MapOp, Program, Reg, Store};
 
 const fn op(name: &'static str, arity: usize, wgsl: &'static str) -> MapOp {
-    MapOp { name, arity, mask_first: false, wgsl, wgsl_int: "", cpu: |_, _| None, cost: 1 }
+    MapOp { name, arity, mask_first: false, wgsl, wgsl_int: "", cpu: &|_, _| None, cost: 1 }
 }
 pub static ADD: MapOp = op("add", 2, "a + b");
 pub static MUL: MapOp = op("mul", 2, "a * b");
