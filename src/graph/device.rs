@@ -305,7 +305,7 @@ impl Device {
         let ran = match &plan.compiled {
             _ if observe::active() => observe::run(&observe::Flush {
                 backend,
-                recording: &plan.recording,
+                recording: &plan.with_lines(|i| flush.nodes[i].caller),
                 buffers: &buffers,
                 scalars: &scalars,
                 leaves: plan.leaves,

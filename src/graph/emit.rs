@@ -170,9 +170,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
             let node = self.s.node(root);
             let whole = Layout::contiguous(shape);
             let reg = if Some(root) == anchor {
-                let reg = self.push(Inst::Anchor(node.dtype));
-                self.program.lines.note(reg, node.caller);
-                reg
+                self.push(Inst::Anchor(node.dtype))
             } else {
                 self.compute(root, &whole)
             };
@@ -209,10 +207,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
                 self.push(Inst::Index(i))
             }
             Input::Value(Value::Node(p), _) if self.anchor == Some(*p) => {
-                let node = self.s.node(*p);
-                let reg = self.push(Inst::Anchor(node.dtype));
-                self.program.lines.note(reg, node.caller);
-                reg
+                self.push(Inst::Anchor(self.s.node(*p).dtype))
             }
             Input::Value(Value::Node(p), _) if self.computes(*p, view) => self.compute(*p, view),
             Input::Value(value, _) => {
@@ -257,7 +252,6 @@ impl<'s, 'g> Emitter<'s, 'g> {
         self.shared.name(op.name);
         let reg = self.push(Inst::Op { op, operand, result: node.dtype, args });
         self.origin[usize::from(reg)].get_or_insert(p as u32);
-        self.program.lines.note(reg, node.caller);
         self.memo.insert((p, view.clone()), reg);
         reg
     }

@@ -5,12 +5,14 @@
 //! [Pisarchyk and Lee 2020](https://arxiv.org/abs/2001.03288)).
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::Location;
 use std::sync::Arc;
 
 use super::arrange::each_access;
 use super::kernel::{Body, Command, Recording, Slot};
 use super::layout::Layout;
 use super::node::NodeOp;
+use super::program::{Inst, Program, Reg};
 use super::schedule::{Graph, Origin, Step, Value, schedule};
 use crate::backend::{Caps, Compiled};
 
@@ -28,6 +30,30 @@ pub struct Plan {
     pub scalars: Vec<usize>,
     /// Of each command: where its kernel comes from, and which values its bindings are.
     pub origins: Vec<(Origin, Vec<Value>)>,
+}
+
+impl Plan {
+    /// The recording, with the line of each instruction: `line` says that of a node of the flush.
+    pub fn with_lines(&self, line: impl Fn(usize) -> &'static Location<'static>) -> Recording {
+        let mut commands = self.recording.commands.clone();
+        for (command, (origin, _)) in commands.iter_mut().zip(&self.origins) {
+            let Command::Dispatch { kernel, .. } = command else { continue };
+            let programs: Vec<&mut Program> = match &mut Arc::make_mut(kernel).body {
+                Body::Map(jobs) => jobs.iter_mut().collect(),
+                Body::Reduce(r) => vec![&mut r.pre, &mut r.post],
+                Body::Structured(call) => vec![&mut call.post],
+            };
+            for (program, nodes) in programs.into_iter().zip(&origin.insts) {
+                for (reg, inst) in program.insts.iter().enumerate() {
+                    let anchor = origin.anchor.filter(|_| matches!(inst, Inst::Anchor(_)));
+                    if let Some(node) = nodes.get(reg).copied().flatten().or(anchor) {
+                        program.lines.note(reg as Reg, line(node as usize));
+                    }
+                }
+            }
+        }
+        Recording { commands }
+    }
 }
 
 pub fn plan(graph: &Graph, caps: &Caps) -> Plan {

@@ -88,7 +88,8 @@ pub enum Inst {
     },
 }
 
-/// The lines that recorded a program's ops. They are for people: programs that differ in them alone are equal.
+/// The lines that recorded a program's ops, for people who look at one flush ([`Plan::with_lines`](super::plan::Plan)):
+/// a plan serves others too, and knows none. Programs that differ in them alone are equal.
 #[derive(Clone, Default, Debug)]
 pub struct Lines(Vec<(Reg, &'static Location<'static>)>);
 
