@@ -437,6 +437,7 @@ fn paths_that_meet_are_summed_once() {
     }
 }
 
+// test_autograd.py::test_broadcast_tensors
 #[test]
 fn gradients_of_broadcast_operands_have_their_shapes() {
     for device in devices() {

@@ -5,6 +5,7 @@ use std::thread::ThreadId;
 use parking_lot::Mutex;
 
 use super::mode::unrecorded;
+use crate::error::Result;
 use crate::graph::dtype::{F64, I32};
 use crate::ops::cat::stack;
 use crate::tensor::Tensor;
@@ -22,36 +23,48 @@ pub(crate) struct Shares {
 /// Passes of several threads may end in one leaf. Then each thread's gradients are summed in its order, and the
 /// threads' sums in a way that does not depend on who comes first, so that the same work on the same threads
 /// gives the same bits.
-pub(super) fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) {
+///
+/// # Errors
+/// If what was put into `grad` by hand cannot be added to.
+pub(super) fn accumulate(leaf: &Tensor, grad: Tensor, create_graph: bool) -> Result<()> {
     // Adding is only recorded here, so one lock for all leaves is held for an instant.
     static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock();
+    let alone = ALONE.lock();
     let me = std::thread::current().id();
     let (old, by, shares) = {
         let mut meta = leaf.meta();
         // Not `grad()`, which warns of non-leaves.
         (meta.grad.clone(), meta.grad_by, meta.shares.take())
     };
-    match old {
+    let sum = match &old {
         Some(old) if create_graph => {
-            leaf.put_grad(Some(&old + &grad), Some(me));
+            let sum = old + &grad;
+            if sum.error().is_none() {
+                leaf.put_grad(Some(sum.clone()), Some(me));
+            }
+            sum
         }
         None if create_graph => {
-            leaf.put_grad(Some(grad), Some(me));
+            leaf.put_grad(Some(grad.clone()), Some(me));
+            grad
         }
         // A view of something (a sum's gradient is one number, expanded) could not be written to.
         None => {
             let own = if grad.covers_storage() { grad.detach_value() } else { grad.clone_data() };
-            leaf.put_grad(Some(own), Some(me));
+            leaf.put_grad(Some(own.clone()), Some(me));
+            own
         }
-        Some(old) if by == Some(me) && shares.is_none() => {
-            unrecorded(|| old.add_(&grad));
-        }
+        Some(old) if by == Some(me) && shares.is_none() => unrecorded(|| old.add_(&grad)),
         Some(old) => {
-            let shares = unrecorded(|| share(&old, &grad, by, me, shares));
+            let (shares, sum) = unrecorded(|| share(old, &grad, by, me, shares));
             leaf.meta().shares = Some(shares);
+            sum
         }
-    }
+    };
+    drop(alone);
+    // What was there before goes when the lock is free: a hook that it held may run anything when dropped.
+    drop(old);
+    sum.error().map_or(Ok(()), Err)
 }
 
 /// Adds one thread's gradient to a `grad` that others have added to.
@@ -61,7 +74,7 @@ fn share(
     by: Option<ThreadId>,
     me: ThreadId,
     shares: Option<Box<Shares>>,
-) -> Box<Shares> {
+) -> (Box<Shares>, Tensor) {
     let mut shares = match shares {
         Some(shares) if shares.version == old.version() => shares,
         other => {
@@ -75,14 +88,14 @@ fn share(
         None => shares.by_thread.push((Some(me), grad.detach_value())),
     }
     let parts: Vec<&Tensor> = shares.by_thread.iter().map(|(_, sum)| sum).collect();
-    old.copy_(&sum_in_any_order(&parts));
+    let sum = old.copy_(&sum_in_any_order(&parts));
     shares.version = old.version();
-    shares
+    (shares, sum)
 }
 
 /// A sum that is the same, bit for bit, in whatever order its terms come: in fixed point, relative to the largest
-/// term at each place. Its error is below that of adding one by one: a float32 sum has 2^-24 of the largest term at
-/// best, this one 2^-26 at most for up to 16 terms.
+/// term at each place, and once more for what that leaves of the terms. With `n` terms each level keeps 29 - log2(n)
+/// bits of each: for float32 two levels are more than the terms have, for float64 three are up to 512 terms.
 fn sum_in_any_order(parts: &[&Tensor]) -> Tensor {
     if let [a, b] = parts {
         return *a + *b;
@@ -92,16 +105,18 @@ fn sum_in_any_order(parts: &[&Tensor]) -> Tensor {
     // All terms' sum must fit 31 bits.
     let bits = 29.0 - (parts.len() as f64).log2().ceil();
     let plain = all.sum_dim(0, false);
-    let mut unit = all.abs().amax(0, false) * (-bits).exp2();
-    let mut rest = all;
+    let unit = all.abs().amax(0, false) * (-bits).exp2();
+    // But for this division nothing is rounded, up to the sums of each level: it does not matter either whether a
+    // compiler makes one instruction of a product and a sum.
+    let mut rest = &all / &unit;
     let mut sum: Option<Tensor> = None;
-    for _ in 0..if rest.dtype() == F64 { 2 } else { 1 } {
-        let whole = (&rest / &unit).round();
-        let level = whole.to(I32).sum_dim(0, false).to(rest.dtype()) * &unit;
-        rest = &rest - whole * &unit;
-        sum = Some(sum.map_or(level.clone(), |sum| sum + &level));
-        unit = unit.mul((-bits).exp2());
+    for level in 0..if rest.dtype() == F64 { 3 } else { 2 } {
+        let whole = rest.round();
+        let here = whole.to(I32).sum_dim(0, false).to(rest.dtype()) * (-bits * f64::from(level)).exp2();
+        rest = (&rest - &whole) * bits.exp2();
+        sum = Some(sum.map_or(here.clone(), |sum| sum + &here));
     }
+    let sum = sum.map(|sum| sum * &unit);
     // Where all are zero, infinite or NaN, there is no such unit, and no rounding that depends on order. (Below
     // 1e-30 there is none either, and the last bit of a float32 there may depend on it.)
     let usual = plain.abs().lt(f64::INFINITY).logical_and(unit.gt(0));

@@ -4,9 +4,8 @@ use std::panic::Location;
 use std::slice;
 
 use super::anomaly::Looking;
-use super::engine::{Pass, accumulate};
+use super::engine::{Ends, Pass};
 use super::function::Edge;
-use super::hooks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::Tensor;
 
@@ -136,15 +135,8 @@ fn backward_of(tensors: &[Tensor], how: &Backward, caller: &'static Location<'st
         let message = "`inputs` argument to `backward()` cannot be empty.";
         return Err(Error::at(caller, ErrorKind::Argument, "backward", message));
     }
-    let targets = inputs.as_deref().map(|inputs| targets_of(inputs, "backward", caller)).transpose()?;
-    let caught = run(tensors, how, targets.as_deref(), "backward", caller)?;
-    for (input, grad) in inputs.iter().flatten().zip(caught) {
-        if let (true, Some(grad)) = (input.is_leaf(), grad) {
-            accumulate(input, grad, how.create_graph);
-            hooks::accumulated(input);
-        }
-    }
-    Ok(())
+    let ends = inputs.as_deref().map(|inputs| edges_of(inputs, "backward", caller)).transpose()?;
+    run(tensors, how, ends.as_deref().map_or(Ends::Leaves, Ends::Into), "backward", caller).map(drop)
 }
 
 /// The gradients of `outputs` with respect to `inputs`, without touching any `grad` (`torch.autograd.grad`).
@@ -211,12 +203,12 @@ pub(super) fn grad_where_used(
     caller: &'static Location<'static>,
 ) -> Result<Vec<Option<Tensor>>> {
     let owned: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
-    let targets = targets_of(&owned, op, caller)?;
+    let ends = edges_of(&owned, op, caller)?;
     let outputs: Vec<Tensor> = outputs.iter().map(|&t| t.clone()).collect();
-    run(&outputs, &how, Some(&targets), op, caller)
+    run(&outputs, &how, Ends::Catch(&ends), op, caller)
 }
 
-fn targets_of(inputs: &[Tensor], op: &'static str, caller: &'static Location<'static>) -> Result<Vec<Edge>> {
+fn edges_of(inputs: &[Tensor], op: &'static str, caller: &'static Location<'static>) -> Result<Vec<Edge>> {
     inputs
         .iter()
         .map(|t| {
@@ -231,11 +223,11 @@ fn targets_of(inputs: &[Tensor], op: &'static str, caller: &'static Location<'st
         .collect()
 }
 
-/// Runs a pass from `outputs`. With `targets`, gradients are caught there and given instead of accumulated in leaves.
+/// Runs a pass from `outputs`.
 fn run(
     outputs: &[Tensor],
     how: &Backward,
-    targets: Option<&[Edge]>,
+    ends: Ends,
     op: &'static str,
     caller: &'static Location<'static>,
 ) -> Result<Vec<Option<Tensor>>> {
@@ -260,7 +252,7 @@ fn run(
     }
     let retain = how.retain_graph.unwrap_or(how.create_graph);
     let looking = Looking::back();
-    let caught = Pass::new(retain, how.create_graph, op, caller).run(roots, targets)?;
+    let caught = Pass::new(retain, how.create_graph, op, caller).run(roots, ends)?;
     looking.end()?;
     Ok(caught)
 }

@@ -53,13 +53,17 @@ pub fn checkpoint<R: Outputs>(f: impl Fn(&[Tensor]) -> R + Send + Sync + 'static
         run: Mutex::new(None),
         draws: Mutex::default(),
         saved: Mutex::default(),
+        underway: Mutex::new(Some(vec![])),
         again: Mutex::default(),
     });
+    super::saved::saved_since(); // the frame's, not the next function's
+    let underway = Underway(frame.clone());
     let hooks = push(Some(Arc::new(Recording(frame.clone()))));
     let (out, draws) = log_draws(|| f(&inputs));
     drop(hooks);
     *frame.draws.lock() = draws;
     *frame.run.lock() = Some(Arc::new(move |inputs| drop(f(inputs))));
+    drop(underway);
     out
 }
 
@@ -90,6 +94,8 @@ struct Frame {
     draws: Mutex<DrawLog>,
     /// What the first run saved: shapes and types, to hold the second against.
     saved: Mutex<Vec<Look>>,
+    /// What the first run saved, while it lasts: a backward pass in there cannot have it computed again.
+    underway: Mutex<Option<Vec<Tensor>>>,
     /// What second runs saved, by the pass that needed it.
     again: Mutex<HashMap<u64, Again>>,
 }
@@ -98,6 +104,16 @@ type Look = (Vec<usize>, crate::graph::dtype::DType);
 
 /// What one second run saved, in order; gone once taken by a function that is done with it.
 type Again = Vec<Option<Tensor>>;
+
+/// The first run, which ends also by unwinding.
+struct Underway(Arc<Frame>);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let saved = self.0.underway.lock().take();
+        drop(saved); // outside the lock
+    }
+}
 
 /// Stands for a saved tensor: which one it was.
 struct Place {
@@ -124,6 +140,11 @@ struct Recording(Arc<Frame>);
 
 impl Pair for Recording {
     fn pack(&self, tensor: &Tensor) -> Arc<dyn Any + Send + Sync> {
+        // Kept until the run has ended. That costs nothing where nothing is computed before, and no more than the
+        // second run does.
+        if let Some(underway) = &mut *self.0.underway.lock() {
+            underway.push(tensor.clone());
+        }
         let mut saved = self.0.saved.lock();
         saved.push((tensor.shape().to_vec(), tensor.dtype()));
         Arc::new(Place { frame: self.0.clone(), at: saved.len() - 1 })
@@ -165,6 +186,9 @@ impl Frame {
 
     /// Tensor number `at` of those that were saved, from a second run.
     fn value(self: &Arc<Frame>, at: usize) -> Tensor {
+        if let Some(tensor) = self.underway.lock().as_ref().and_then(|saved| saved.get(at)) {
+            return tensor.clone();
+        }
         let pass = current_pass();
         if let Some(pass) = pass
             && let Some(Some(tensor)) = self.again.lock().get(&pass).and_then(|again| again.get(at))
@@ -191,9 +215,7 @@ impl Frame {
 
     fn second_run(&self) -> Result<Vec<Tensor>, Error> {
         let Some(run) = self.run.lock().clone() else {
-            return Err(self.fault(
-                "a backward pass inside the checkpointed function needs what it saved before it has ended",
-            ));
+            return Err(self.fault("the first run ended with a panic"));
         };
         let inputs: Vec<Tensor> =
             (self.inputs.iter()).map(|(s, grad)| s.without_history().requires_grad_(*grad)).collect();

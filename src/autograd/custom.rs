@@ -215,6 +215,7 @@ impl Context {
     fn take(&mut self) -> Context {
         Context {
             to_save: std::mem::take(&mut self.to_save),
+            dirty: self.dirty.clone(),
             keep_none: self.keep_none,
             needs: std::mem::take(&mut self.needs),
             values: std::mem::take(&mut self.values),
@@ -239,14 +240,17 @@ fn link(
         .iter()
         .map(|t| {
             let output = made.iter().position(|o| o.is_same(t)).filter(|&i| differentiable[i]);
-            match (output, inputs.iter().any(|i| i.is_same(t))) {
-                // An input that was written to is an output now.
-                (Some(i), _) => Saved::output_at(t, i),
-                (None, true) => Saved::input(t),
-                (None, false) => Saved::value(t),
+            let input = inputs.iter().any(|i| i.is_same(t));
+            let dirty = ctx.dirty.iter().any(|d| d.is_same(t));
+            match output {
+                // An input that was written to is an output now; one that was given back as it is stays an input.
+                Some(i) if dirty || !input => Saved::output_at(t, i),
+                _ if input => Saved::input(t),
+                _ => Saved::value(t),
             }
         })
         .collect();
+    ctx.dirty.clear();
     let (f, count) = (f.clone(), inputs.len());
     let name = f.name();
     let formula = move |function: &Arc<GradFn>, grads: &[Option<Tensor>]| -> Grads {

@@ -34,6 +34,17 @@ pub(super) struct Pass {
     ready: HashMap<Key, Arc<GradFn>>,
 }
 
+/// Where a pass ends.
+#[derive(Clone, Copy)]
+pub(super) enum Ends<'a> {
+    /// In all leaves, which accumulate.
+    Leaves,
+    /// At these tensors, which accumulate, leaves or not, and no others.
+    Into(&'a [Edge]),
+    /// At these tensors, whose gradients are given instead of accumulated.
+    Catch(&'a [Edge]),
+}
+
 /// Latest recorded first.
 struct Next(Arc<GradFn>);
 
@@ -56,18 +67,27 @@ impl Pass {
         }
     }
 
-    /// Runs from `roots` with their gradients. With `targets`, gives the gradients that arrive there, and nothing
-    /// accumulates.
-    pub fn run(
-        mut self,
-        roots: Vec<(Edge, Tensor)>,
-        targets: Option<&[Edge]>,
-    ) -> Result<Vec<Option<Tensor>>> {
+    /// Runs from `roots` with their gradients, to the `ends`. Gives what was [caught](Ends::Catch) there.
+    pub fn run(mut self, roots: Vec<(Edge, Tensor)>, ends: Ends) -> Result<Vec<Option<Tensor>>> {
         let _running = Running::start();
         self.count_dependencies(roots.iter().map(|(e, _)| e.function.clone()).collect());
-        let needed = targets.map(|t| self.leading_to(t));
+        // The functions that run; all of them if there is no set.
+        let needed = match ends {
+            Ends::Leaves => None,
+            Ends::Catch(ends) => Some(self.leading_to(ends)),
+            // What makes these tensors runs too, and accumulators are what makes leaves.
+            Ends::Into(ends) => {
+                let mut needed = self.leading_to(ends);
+                needed.extend(ends.iter().map(|e| Arc::as_ptr(&e.function)));
+                Some(needed)
+            }
+        };
+        let catch = if let Ends::Catch(ends) = ends { ends } else { &[] };
+        let caught_at: HashSet<Key> = catch.iter().map(|e| Arc::as_ptr(&e.function)).collect();
+        let runs = |key: Key| needed.as_ref().is_none_or(|n| n.contains(&key));
+        let wanted = |key: Key| runs(key) || caught_at.contains(&key);
         let _mode = record_gradients(self.create_graph);
-        let mut caught: Vec<Option<Tensor>> = vec![None; targets.map_or(0, <[Edge]>::len)];
+        let mut caught: Vec<Option<Tensor>> = vec![None; catch.len()];
         for (edge, gradient) in roots {
             self.deliver(&edge, gradient, None)?;
             self.arm(&edge.function);
@@ -76,22 +96,29 @@ impl Pass {
             let f = next.0;
             let key = Arc::as_ptr(&f);
             let mut grads = self.grads.remove(&key).unwrap_or_default();
-            let hooks = f.current_hooks();
+            grads.resize(f.outputs.len(), None);
+            // What leads nowhere that was asked for is passed over, hooks and all.
+            let hooks = if wanted(key) { f.current_hooks() } else { vec![] };
             if !hooks.is_empty() {
                 self.arrive(&hooks, &mut grads)?;
             }
-            for (i, target) in targets.unwrap_or(&[]).iter().enumerate() {
-                if Arc::ptr_eq(&target.function, &f) {
-                    caught[i] = grads.get(target.output).cloned().flatten();
+            if caught_at.contains(&key) {
+                for (end, caught) in catch.iter().zip(&mut caught) {
+                    if Arc::as_ptr(&end.function) == key {
+                        *caught = grads.get(end.output).cloned().flatten();
+                    }
                 }
             }
-            let on_the_way = needed.as_ref().is_none_or(|n| n.contains(&key));
-            if on_the_way && grads.iter().any(Option::is_some) {
+            // Also where no gradient arrived: a `Function` may want zeros, and what was saved is to be freed.
+            if runs(key) {
                 hooks::before(&hooks, &mut grads)?;
                 let mut inputs = noting(&f, || self.apply(&f, &grads))?;
+                inputs.resize(f.edges.len(), None);
                 hooks::after(&hooks, &mut inputs, &grads)?;
                 for (edge, grad) in f.edges.iter().zip(inputs) {
-                    if let (Some(edge), Some(grad)) = (edge, grad) {
+                    if let (Some(edge), Some(grad)) = (edge, grad)
+                        && wanted(Arc::as_ptr(&edge.function))
+                    {
                         self.deliver(edge, grad, Some(&f))?;
                     }
                 }
@@ -113,7 +140,7 @@ impl Pass {
                     && *of == output
                     && let Some(tensor) = tensor.upgrade()
                 {
-                    accumulate(&tensor, grad.clone(), self.create_graph);
+                    accumulate(&tensor, grad.clone(), self.create_graph)?;
                 }
             }
             *slot = Some(grad);
@@ -129,7 +156,7 @@ impl Pass {
                 let leaf = leaf.upgrade();
                 drop(work);
                 if let (Some(leaf), Some(Some(grad))) = (leaf, grads.first()) {
-                    accumulate(&leaf, grad.clone(), self.create_graph);
+                    accumulate(&leaf, grad.clone(), self.create_graph)?;
                     hooks::accumulated(&leaf);
                 }
                 return Ok(SmallVec::new());
@@ -147,7 +174,7 @@ impl Pass {
             }
             Work::Formula(formula) => formula.clone(),
         };
-        if !self.retain {
+        if !self.retain && f.saves() {
             *work = Work::Freed;
         }
         // It may run passes of its own, over this function too.
@@ -188,13 +215,11 @@ impl Pass {
             return Err(error);
         }
         let grad = match edge.function.outputs().get(edge.output) {
-            Some(output) if grad.shape() != &output.shape[..] || grad.dtype() != output.dtype => {
-                output.fit(grad).map_err(|message| {
-                    let who = from.map_or("a hook", GradFn::name);
-                    let message = format!("Function {who} returned an invalid gradient: {message}");
-                    Error::at(from.map_or(self.caller, GradFn::caller), ErrorKind::Shape, self.op, message)
-                })?
-            }
+            Some(output) if !output.fits(&grad) => output.fit(grad).map_err(|message| {
+                let who = from.map_or("GraphRoot", GradFn::name);
+                let message = format!("Function {who} returned an invalid gradient: {message}");
+                Error::at(from.map_or(self.caller, GradFn::caller), ErrorKind::Shape, self.op, message)
+            })?,
             _ => grad,
         };
         let slots = self.grads.entry(Arc::as_ptr(&edge.function)).or_default();
@@ -209,12 +234,12 @@ impl Pass {
         Ok(())
     }
 
-    /// The functions from which a target can be reached (excluding the targets, unless on the way to others).
-    fn leading_to(&self, targets: &[Edge]) -> HashSet<Key> {
+    /// The functions from which an end can be reached (excluding the ends, unless on the way to others).
+    fn leading_to(&self, ends: &[Edge]) -> HashSet<Key> {
         // Consumers have higher sequence numbers, leaves the highest of all: producers first.
         let mut all: Vec<&Arc<GradFn>> = self.ready.values().collect();
         all.sort_unstable_by_key(|f| (f.sequence.wrapping_add(1), Arc::as_ptr(f)));
-        let ends: HashSet<Key> = targets.iter().map(|t| Arc::as_ptr(&t.function)).collect();
+        let ends: HashSet<Key> = ends.iter().map(|t| Arc::as_ptr(&t.function)).collect();
         let mut leads = HashSet::new();
         for f in all {
             let reaches = f.edges.iter().flatten().any(|e| {

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::accumulate::Shares;
 use super::cut::{Cuts, InputCuts};
 use super::hooks::Hooks;
+use super::saved::Count;
 use crate::graph::device::Device;
 use crate::graph::dtype::DType;
 use crate::graph::layout::Dims;
@@ -33,8 +34,8 @@ pub struct GradFn {
     pub(super) edges: SmallVec<[Option<Edge>; 3]>,
     pub(super) outputs: SmallVec<[OutputInfo; 1]>,
     pub(super) work: Mutex<Work>,
-    /// Bytes of the values that the formula holds.
-    saved_bytes: usize,
+    /// The values that the formula holds.
+    saved: Count,
     pub(super) hooks: Mutex<Hooks>,
     /// By input that no gradient flows to: where it was cut off from what it was made of.
     pub(super) cuts: InputCuts,
@@ -53,8 +54,16 @@ impl OutputInfo {
         crate::tensor::options().device(&self.device).dtype(self.dtype).zeros(&self.shape[..])
     }
 
+    /// Whether a gradient is one of this output as it is.
+    pub(super) fn fits(&self, grad: &Tensor) -> bool {
+        grad.shape() == &self.shape[..] && grad.dtype() == self.dtype && *grad.device() == self.device
+    }
+
     /// A gradient of this output in its shape and type: summed where it was broadcast. In words why not.
     pub(super) fn fit(&self, grad: Tensor) -> Result<Tensor, String> {
+        if *grad.device() != self.device {
+            return Err(format!("expected device {} but got {}", self.device, grad.device()));
+        }
         if crate::graph::layout::broadcast(&self.shape, grad.shape()).as_deref() != Some(grad.shape()) {
             return Err(format!(
                 "got {:?} but expected shape compatible with {:?}",
@@ -99,7 +108,7 @@ impl GradFn {
             edges,
             outputs,
             work: Mutex::new(Work::Formula(formula)),
-            saved_bytes: super::saved::bytes_since(),
+            saved: super::saved::saved_since(),
             hooks: Mutex::default(),
             cuts,
         })
@@ -114,7 +123,7 @@ impl GradFn {
             edges: SmallVec::new(),
             outputs: smallvec::smallvec![leaf.output_info()],
             work: Mutex::new(Work::Accumulate(leaf.downgrade())),
-            saved_bytes: 0,
+            saved: Count::default(),
             hooks: Mutex::default(),
             cuts: InputCuts::default(),
         })
@@ -149,10 +158,15 @@ impl GradFn {
 
     /// Bytes of the values that this function holds for the way back; none once a backward pass has been through.
     pub fn saved_bytes(&self) -> usize {
-        if matches!(&*self.work.lock(), Work::Formula(_)) { self.saved_bytes } else { 0 }
+        if matches!(&*self.work.lock(), Work::Formula(_)) { self.saved.bytes } else { 0 }
     }
 
-    /// Whether a backward pass has been through, and what was saved is gone.
+    /// Whether it holds values for the way back, and can run but once unless they are retained.
+    pub(super) fn saves(&self) -> bool {
+        self.saved.values > 0
+    }
+
+    /// Whether a backward pass has been through, and what was saved is gone. What saves nothing is never freed.
     pub fn is_freed(&self) -> bool {
         matches!(&*self.work.lock(), Work::Freed)
     }
@@ -239,4 +253,6 @@ pub(crate) struct Meta {
 pub(crate) struct View {
     pub base: Tensor,
     pub version: u64,
+    /// Made in inference mode.
+    pub inference: bool,
 }

@@ -35,30 +35,48 @@ enum Link {
 }
 
 thread_local! {
-    /// Bytes saved since the last function was made: they are the next one's.
-    static BYTES: Cell<usize> = const { Cell::new(0) };
+    /// What was saved since the last function was made: it is the next one's.
+    static SAVED: Cell<Count> = const { Cell::new(Count { values: 0, bytes: 0 }) };
     /// The hooks in force; `None` while one of them runs.
     static HOOKS: RefCell<Vec<Option<Arc<dyn Pair>>>> = const { RefCell::new(vec![]) };
 }
 
-/// Takes the count of the bytes saved for the function being made.
-pub(super) fn bytes_since() -> usize {
-    BYTES.take()
+/// How many values, and the bytes of those that are held.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Count {
+    pub values: usize,
+    pub bytes: usize,
+}
+
+/// Sets the count when dropped: what a hook records in between counts for its own functions. When it panics, the
+/// function that was being made never will be.
+struct Recount(Count);
+
+impl Drop for Recount {
+    fn drop(&mut self) {
+        SAVED.set(if std::thread::panicking() { Count::default() } else { self.0 });
+    }
+}
+
+/// Takes the count of what was saved for the function being made.
+pub(super) fn saved_since() -> Count {
+    SAVED.take()
 }
 
 impl Saved {
     fn new(tensor: &Tensor, link: Link) -> Saved {
         let hooks = HOOKS.with_borrow(|hooks| hooks.last().cloned().flatten());
+        let before = SAVED.get();
+        let count = Count { values: before.values + 1, ..before };
         let value = match hooks {
             None => {
                 let node = tensor.node();
-                BYTES.set(BYTES.get() + node.bytes());
+                SAVED.set(Count { bytes: before.bytes + node.bytes(), ..count });
                 Value::Here(node, tensor.layout().clone())
             }
             Some(hooks) => {
-                let before = BYTES.get();
+                let _count = Recount(count);
                 let packed = quietly(|| hooks.pack(&tensor.detach_value()));
-                BYTES.set(before);
                 Value::Packed(packed, hooks)
             }
         };

@@ -198,15 +198,13 @@ impl Tensor {
             if meta.grad.is_some() {
                 return plain(Reason::HasGrad);
             }
-            if let Some(at) = meta.cleared {
-                return plain(Reason::Cleared(at));
-            }
             if let (Some(edge), false) = (&meta.grad_fn, meta.retains_grad) {
                 return plain(Reason::NotALeaf(edge.function.caller()));
             }
         }
+        let cleared = self.meta().cleared.map(Reason::Cleared);
         if losses.is_empty() {
-            return plain(Reason::NoLoss);
+            return plain(cleared.unwrap_or(Reason::NoLoss));
         }
         // A loss that is cut off altogether.
         let whole: Vec<Arc<Cut>> = losses
@@ -217,7 +215,12 @@ impl Tensor {
         if !whole.is_empty() {
             return plain(Reason::Cut(whole));
         }
-        self.search(losses)
+        let found = self.search(losses);
+        match (found.reason, cleared) {
+            // Gradients reached it, and then one was thrown away; had they been cut off, an older one was.
+            (Reason::NoPass | Reason::Freed, Some(cleared)) => plain(cleared),
+            (reason, _) => WhyNoGrad { reason, ..found },
+        }
     }
 
     /// Those of the cuts that this tensor lies behind, or may.

@@ -125,7 +125,10 @@ impl Tensor {
                            single memory location. Please clone() the tensor before performing the operation.";
             return fail(ErrorKind::Argument, message.into());
         }
-        let base = self.meta().view.as_ref().map(|v| v.base.clone());
+        let (base, made_in) = match &self.meta().view {
+            Some(view) => (Some(view.base.clone()), if view.inference { "inference" } else { "no_grad" }),
+            None => (None, ""),
+        };
         if self.is_inference() && !is_inference_mode_enabled() {
             let message = "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a \
                            clone to get a normal tensor before doing inplace update.";
@@ -141,6 +144,16 @@ impl Tensor {
                 let message =
                     "a view of a leaf Variable that requires grad is being used in an in-place operation.";
                 return fail(ErrorKind::Autograd, message.into());
+            }
+            // The base's history would pass this view by.
+            if base.as_ref().is_some_and(Tensor::requires_grad) && !self.requires_grad() {
+                let message = format!(
+                    "A view was created in {made_in} mode and is being modified inplace with grad mode enabled. Given \
+                     that this use case is ambiguous and error-prone, it is forbidden. You can clarify your code by moving \
+                     both the view and the inplace either both inside the {made_in} block (if you don't want the inplace \
+                     to be tracked) or both outside (if you want the inplace to be tracked)."
+                );
+                return fail(ErrorKind::Autograd, message);
             }
         }
         let value = to_dtype(&value, self.dtype(), caller);
@@ -181,7 +194,7 @@ impl Tensor {
     }
 
     /// Gives this tensor the history of what was written to it. A gradient that was asked for is that of the new value.
-    fn rebase(&self, edge: Option<Edge>) {
+    pub(super) fn rebase(&self, edge: Option<Edge>) {
         let mut meta = self.meta();
         if edge.is_none() && meta.grad_fn.is_none() {
             return;

@@ -125,7 +125,8 @@ impl Tensor {
         // A detached part of something else's storage has no base to tell of its changes.
         let base = base.or_else(|| self.owns_storage().then(|| self.clone()));
         let version = self.version();
-        let view = base.map(|base| View { base, version });
+        let inference = crate::autograd::is_inference_mode_enabled();
+        let view = base.map(|base| View { base, version, inference });
         let out = Tensor(Arc::new(Inner {
             storage: self.0.storage.clone(),
             layout,
@@ -148,7 +149,8 @@ impl Tensor {
     ) {
         let outputs = smallvec![self.output_info()];
         let function = GradFn::new(name, caller, links.edges, outputs, links.cuts, formula);
-        self.meta().grad_fn = Some(Edge { function, output: 0 });
+        let old = self.meta().grad_fn.replace(Edge { function, output: 0 });
+        drop(old); // outside the lock
     }
 
     pub(crate) fn downgrade(&self) -> WeakTensor {
@@ -457,13 +459,11 @@ impl Tensor {
         };
         let Some(edge) = base.gradient_edge() else { return };
         let (shape, layout) = (base.layout().shape.clone(), self.layout().clone());
-        self.link(
-            "AsStridedBackward0",
-            Location::caller(),
-            Links { edges: smallvec![Some(edge)], cuts: vec![] },
-            Arc::new(move |_, g| {
-                smallvec![g[0].as_ref().map(|g| crate::ops::views::scatter_strided(g, &shape, &layout))]
-            }),
-        );
+        let formula: BackwardFn = Arc::new(move |_, g| {
+            smallvec![g[0].as_ref().map(|g| crate::ops::views::scatter_strided(g, &shape, &layout))]
+        });
+        let (edges, outputs) = (smallvec![Some(edge)], smallvec![self.output_info()]);
+        let function = GradFn::new("AsStridedBackward0", Location::caller(), edges, outputs, vec![], formula);
+        self.rebase(Some(Edge { function, output: 0 }));
     }
 }
