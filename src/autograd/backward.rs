@@ -29,6 +29,7 @@ pub struct Backward {
 }
 
 impl Backward {
+    /// PyTorch's defaults.
     pub fn new() -> Backward {
         Backward::default()
     }
@@ -91,7 +92,15 @@ impl Tensor {
     }
 
     /// [`backward`](Tensor::backward) with arguments: a gradient to start from (a vector-Jacobian product),
-    /// `retain_graph`, `create_graph`, `inputs`.
+    /// `retain_graph`, `create_graph`, `inputs`. See [`Backward`].
+    ///
+    /// ```
+    /// # use wgrad::prelude::*;
+    /// let x = ones([2]).requires_grad_(true);
+    /// (&x * 3.0).backward_with(&tensor([1.0, 10.0]))?;
+    /// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, [3.0, 30.0]);
+    /// # Ok::<(), wgrad::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward_with(&self, how: impl Into<Backward>) -> Result<()> {
         backward_of(slice::from_ref(self), &how.into(), Location::caller())
@@ -159,6 +168,14 @@ pub fn grad(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
 }
 
 /// [`grad`] with `retain_graph`, `create_graph`, and gradients for the outputs.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let g = autograd::grad_with(&[&(&x * 3.0)], &[&x], &tensor([1.0, 10.0]))?;
+/// assert_eq!(g[0].to_vec::<f32>()?, [3.0, 30.0]);
+/// # Ok::<(), wgrad::Error>(())
+/// ```
 #[track_caller]
 pub fn grad_with(outputs: &[&Tensor], inputs: &[&Tensor], how: impl Into<Backward>) -> Result<Vec<Tensor>> {
     let caller = Location::caller();

@@ -68,6 +68,15 @@ pub fn checkpoint<R: Outputs>(f: impl Fn(&[Tensor]) -> R + Send + Sync + 'static
 }
 
 /// A chain of functions, each of `segments` parts of it [`checkpoint`]ed (`torch.utils.checkpoint.checkpoint_sequential`).
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let layers: Vec<fn(&Tensor) -> Tensor> = vec![Tensor::exp, Tensor::tanh, Tensor::exp, Tensor::sigmoid];
+/// autograd::checkpoint_sequential(layers, 2, &x).sum().backward()?;
+/// assert!(x.grad().is_some());
+/// # Ok::<(), wgrad::Error>(())
+/// ```
 #[track_caller]
 pub fn checkpoint_sequential<F>(functions: Vec<F>, segments: usize, input: &Tensor) -> Tensor
 where

@@ -93,6 +93,36 @@ fn name_of<F: Function + ?Sized>() -> &'static str {
 }
 
 /// What passes from a [`Function`]'s forward to its backward (PyTorch's `ctx`).
+///
+/// ```
+/// use wgrad::autograd::{Context, Function};
+/// use wgrad::prelude::*;
+///
+/// /// Doubles a tensor in place, and tells how often it did.
+/// struct Double;
+///
+/// impl Function for Double {
+///     fn forward(&self, ctx: &mut Context, inputs: &[Tensor]) -> Vec<Tensor> {
+///         ctx.mark_dirty(&[&inputs[0]]);
+///         ctx.insert(2.0f64);
+///         let once = ones([1]);
+///         ctx.mark_non_differentiable(&[&once]);
+///         vec![inputs[0].mul_(2.0), once]
+///     }
+///
+///     fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+///         vec![grads[0].as_ref().filter(|_| ctx.needs_input_grad(0)).map(|g| g * *ctx.get::<f64>().unwrap())]
+///     }
+/// }
+///
+/// let x = ones([2]).requires_grad_(true);
+/// let y = &x * 1.0;
+/// let out = Double.apply(&[&y]);
+/// assert!(out[0].is_same(&y) && !out[1].requires_grad());
+/// y.sum().backward()?;
+/// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, [2.0, 2.0]);
+/// # Ok::<(), wgrad::Error>(())
+/// ```
 #[derive(Clone, Default)]
 pub struct Context {
     to_save: Vec<Tensor>,

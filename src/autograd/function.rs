@@ -26,6 +26,19 @@ pub(crate) type Grads = SmallVec<[Option<Tensor>; 3]>;
 pub(crate) type BackwardFn = Arc<dyn Fn(&Arc<GradFn>, &[Option<Tensor>]) -> Grads + Send + Sync>;
 
 /// A function in the autograd graph: it made a tensor, and knows how gradients pass through it backwards.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let y = (&x * &x).sum();
+/// let sum = y.grad_fn().unwrap();
+/// let mul = sum.next_functions()[0].clone().unwrap();
+/// assert_eq!((sum.name(), mul.name()), ("SumBackward0", "MulBackward0"));
+/// assert_eq!((mul.output_shapes(), mul.saved_bytes(), mul.is_freed()), (vec![&[2][..]], 16, false));
+/// let leaf = mul.next_functions()[0].clone().unwrap();
+/// assert!(leaf.variable().unwrap().is_same(&x));
+/// println!("{mul} was recorded at {}", mul.caller());
+/// ```
 pub struct GradFn {
     name: &'static str,
     /// Grows with time, so that a consumer's is above its producers'.

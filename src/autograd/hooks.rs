@@ -41,8 +41,18 @@ pub(crate) struct Entry {
 /// In order of registration.
 pub(crate) type Hooks = Vec<Entry>;
 
-/// What a hook gives back: nothing, or what is to flow on instead.
+/// What a hook gives back: nothing, or what is to flow on instead. Hooks may give `()`, the gradient, or an `Option` of it.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// x.register_hook(|g| println!("{g}"))?;
+/// x.register_hook(|g| g * 2.0)?;
+/// x.register_hook(|g| (g.numel() > 10).then(|| g * 0.0))?;
+/// # Ok::<(), wgrad::Error>(())
+/// ```
 pub trait Replacement<T> {
+    /// What is to flow on instead, if anything.
     fn replacement(self) -> Option<T>;
 }
 macro_rules! replacement {
@@ -74,6 +84,16 @@ enum Place {
 }
 
 /// A registered hook. Dropping the handle leaves the hook in place (`torch.utils.hooks.RemovableHandle`).
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let handle = x.register_hook(|g| g * 100.0)?;
+/// handle.remove();
+/// x.sum().backward()?;
+/// assert_eq!(x.grad().unwrap().to_vec::<f32>()?, [1.0, 1.0]);
+/// # Ok::<(), wgrad::Error>(())
+/// ```
 pub struct HookHandle {
     id: u64,
     place: Place,
@@ -129,6 +149,15 @@ impl GradFn {
 
     /// Calls `hook` with the gradients of the function's outputs before it runs. If the hook gives gradients,
     /// the function gets them instead (`Node.register_prehook`).
+    ///
+    /// ```
+    /// # use wgrad::prelude::*;
+    /// let x = ones([2]).requires_grad_(true);
+    /// let y = &x * 3.0;
+    /// y.grad_fn().unwrap().register_prehook(|outputs| println!("on its way: {:?}", outputs[0]));
+    /// y.sum().backward()?;
+    /// # Ok::<(), wgrad::Error>(())
+    /// ```
     #[track_caller]
     pub fn register_prehook<R: Replacement<Vec<Option<Tensor>>>>(
         self: &Arc<Self>,
@@ -155,6 +184,7 @@ impl Tensor {
     /// The gradient is the sum of all that flows here. The hook belongs to the value that the tensor has now: a
     /// later write in place gives it another, whose gradient the hook does not see. It should not write to the
     /// gradient, which others may hold. A hook that holds this tensor, or what was made from it, keeps the graph alive.
+    /// Hooks of a leaf go with it: a leaf that nobody holds any more gets no gradient, and its hooks are not called.
     ///
     /// # Errors
     /// If the tensor does not require grad. In the pass, if the replacement has another shape or dtype.

@@ -17,12 +17,22 @@ thread_local! {
 }
 
 /// Whether operations on this thread are recorded for gradients (`torch.is_grad_enabled`).
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// assert!(autograd::is_grad_enabled() && !no_grad(autograd::is_grad_enabled));
+/// ```
 pub fn is_grad_enabled() -> bool {
     let mode = MODE.get();
     mode.recording && !mode.inference
 }
 
 /// Whether this thread is in [`inference_mode`] (`torch.is_inference_mode_enabled`).
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// assert!(autograd::inference_mode(autograd::is_inference_mode_enabled));
+/// ```
 pub fn is_inference_mode_enabled() -> bool {
     MODE.get().inference
 }
@@ -88,18 +98,38 @@ pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// [`no_grad`] for the rest of a scope.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let _guard = autograd::no_grad_guard();
+/// assert!(!(&x * 2.0).requires_grad());
+/// ```
 #[track_caller]
 pub fn no_grad_guard() -> GradModeGuard {
     set_grad_enabled(false)
 }
 
 /// Runs `f` with recording on, also inside [`no_grad`] (`torch.enable_grad`).
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// no_grad(|| assert!(enable_grad(|| &x * 2.0).requires_grad()));
+/// ```
 pub fn enable_grad<R>(f: impl FnOnce() -> R) -> R {
     let _guard = set_grad_enabled(true);
     f()
 }
 
 /// [`enable_grad`] for the rest of a scope.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let _off = autograd::no_grad_guard();
+/// let _on = autograd::enable_grad_guard();
+/// assert!(autograd::is_grad_enabled());
+/// ```
 pub fn enable_grad_guard() -> GradModeGuard {
     set_grad_enabled(true)
 }
@@ -123,6 +153,14 @@ pub fn inference_mode<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// [`inference_mode`] for the rest of a scope; `false` is the usual mode within it.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let _inference = autograd::inference_mode_guard(true);
+/// assert!(ones([2]).is_inference());
+/// let _usual = autograd::inference_mode_guard(false);
+/// assert!(!ones([2]).is_inference());
+/// ```
 pub fn inference_mode_guard(enabled: bool) -> GradModeGuard {
     switch(Mode { recording: !enabled, inference: enabled, off_at: None })
 }

@@ -203,6 +203,16 @@ pub fn saved_tensors_hooks<T: Send + Sync + 'static, R>(
 }
 
 /// [`saved_tensors_hooks`] for the rest of a scope.
+///
+/// ```
+/// # use wgrad::prelude::*;
+/// let x = ones([2]).requires_grad_(true);
+/// let hooks = autograd::saved_tensors_hooks_guard(|t| t.clone(), |t| t.clone());
+/// let y = (&x * &x).sum();
+/// drop(hooks);
+/// y.backward()?;
+/// # Ok::<(), wgrad::Error>(())
+/// ```
 pub fn saved_tensors_hooks_guard<T: Send + Sync + 'static>(
     pack: impl Fn(&Tensor) -> T + Send + Sync + 'static,
     unpack: impl Fn(&T) -> Tensor + Send + Sync + 'static,

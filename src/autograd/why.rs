@@ -25,6 +25,7 @@ use crate::tensor::{Tensor, WeakTensor};
 /// ```
 #[derive(Clone, Debug)]
 pub struct WhyNoGrad {
+    /// What became of the gradient.
     pub reason: Reason,
     /// The functions that lead from the loss to where the gradient was lost (or to the tensor itself): names and lines.
     pub path: Vec<(&'static str, &'static Location<'static>)>,
@@ -179,6 +180,13 @@ impl Tensor {
     }
 
     /// [`why_no_grad`](Tensor::why_no_grad), asked of a certain loss.
+    ///
+    /// ```
+    /// # use wgrad::prelude::*;
+    /// let (x, w) = (ones([3]).requires_grad_(true), ones([3]).requires_grad_(true));
+    /// let loss = (x.detach() * &w).sum();
+    /// assert!(x.why_no_grad_from(&loss).to_string().contains("detach"));
+    /// ```
     pub fn why_no_grad_from(&self, loss: &Tensor) -> WhyNoGrad {
         self.why(std::slice::from_ref(loss))
     }

@@ -227,36 +227,6 @@ fn a_saved_output_knows_which_one_it_is() {
     });
 }
 
-// test_autograd.py::test_free_deep_graph_pyfunction
-#[test]
-fn a_deep_graph_of_functions_is_dropped() {
-    struct Twice;
-    impl Function for Twice {
-        fn forward(&self, _: &mut Context, i: &[Tensor]) -> Vec<Tensor> {
-            vec![&i[0] + &i[1]]
-        }
-        fn backward(&self, _: &Context, g: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
-            vec![g[0].clone(), g[0].clone()]
-        }
-    }
-    each(|device| {
-        on_small_stack(|| {
-            let x = leaf(device, &[0.0]);
-            let mut y = x.clone_data();
-            for _ in 0..100_000 {
-                y = one(Twice.apply(&[&y, &y]));
-            }
-            drop(y);
-            let mut y = x.clone_data();
-            for _ in 0..100 {
-                y = one(Twice.apply(&[&y, &y]));
-            }
-            y.backward().unwrap();
-            grad_is(&x, &[2f64.powi(100)]);
-        });
-    });
-}
-
 // test_autograd.py::test_no_grad_python_function, test_no_grad_input
 #[test]
 fn functions_respect_the_mode() {
@@ -372,33 +342,6 @@ fn one_result_given_twice() {
     });
 }
 
-// test_autograd.py::test_return_duplicate_inplace
-#[test]
-fn an_input_written_to_and_given_twice() {
-    let double = |x: &Tensor| {
-        custom(
-            |ctx, i| {
-                i[0].mul_(2);
-                ctx.mark_dirty(&[&i[0]]);
-                vec![i[0].clone(), i[0].clone()]
-            },
-            |_, g| vec![Some(g[0].as_ref().unwrap() * 2 + g[1].as_ref().unwrap() * 2)],
-            &[x],
-        )
-    };
-    each(|device| {
-        let x = leaf(device, &[1.0, 2.0]);
-        let copy = x.clone_data();
-        let out = double(&copy);
-        assert!(out[0].is_same(&out[1]) && out[0].is_same(&copy));
-        is(&copy, &[2.0, 4.0]);
-        (&out[0] + &out[1]).sum().backward().unwrap();
-        grad_is(&x, &[4.0, 4.0]);
-        let message = "a leaf Variable that requires grad is being used in an in-place operation.";
-        fails(one(double(&x)).check(), message);
-    });
-}
-
 // test_autograd.py::test_return_leaf
 #[test]
 fn a_leaf_given_back_is_another_tensor() {
@@ -422,77 +365,6 @@ fn a_leaf_given_back_is_another_tensor() {
         grad_is(&x, &[3.0]);
         grad_is(&y, &[1.0]);
         assert_eq!(count.get(), 1);
-    });
-}
-
-// test_autograd.py::test_return_leaf_inplace
-#[test]
-fn a_leaf_that_a_function_writes_to() {
-    each(|device| {
-        let (x, y) = (plain(device, &[1.0]), leaf(device, &[2.0]));
-        let version = x.version();
-        let out = custom(
-            |ctx, i| {
-                ctx.mark_dirty(&[&i[0]]);
-                vec![i[0].add_(&i[1]), &i[1] + 2]
-            },
-            |_, g| vec![g[0].clone(), Some(g[0].as_ref().unwrap() + g[1].as_ref().unwrap())],
-            &[&x, &y],
-        );
-        assert!(out[0].is_same(&x) && x.requires_grad() && x.version() > version);
-        assert_eq!(x.grad_fn().unwrap().name(), "CustomBackward");
-        is(&x, &[3.0]);
-        out[0].sum().backward().unwrap();
-        grad_is(&y, &[1.0]);
-    });
-}
-
-#[test]
-fn dirty_tensors_must_be_inputs_and_outputs() {
-    each(|device| {
-        let x = leaf(device, &[1.0]) * 1;
-        let not_returned = |ctx: &mut Context, i: &[Tensor]| {
-            ctx.mark_dirty(&[&i[0]]);
-            vec![&i[0] * 2]
-        };
-        fails(
-            one(custom(not_returned, |_, g| g.to_vec(), &[&x])).check(),
-            "Some elements marked as dirty during the forward method were not returned as output",
-        );
-        let silent = |_: &mut Context, i: &[Tensor]| vec![i[0].mul_(2) * 1];
-        fails(one(custom(silent, |_, g| g.to_vec(), &[&x])).check(), "not given to mark_dirty");
-        let foreign = |ctx: &mut Context, i: &[Tensor]| {
-            let out = &i[0] * 2;
-            ctx.mark_dirty(&[&out]);
-            vec![out]
-        };
-        fails(one(custom(foreign, |_, g| g.to_vec(), &[&x])).check(), "not an input");
-    });
-}
-
-// test_autograd.py::test_inplace_on_view_python
-#[test]
-fn a_function_that_writes_to_a_view() {
-    each(|device| {
-        let (a, b) = (leaf(device, &[1.0, 2.0]), leaf(device, &[10.0]));
-        let add = |x: &Tensor, y: &Tensor| {
-            one(custom(
-                |ctx, i| {
-                    ctx.mark_dirty(&[&i[0]]);
-                    vec![i[0].add_(&i[1])]
-                },
-                |_, g| vec![g[0].clone(), g[0].clone()],
-                &[x, y],
-            ))
-        };
-        let base = a.clone_data();
-        let view = base.narrow(0, 0, 1);
-        add(&view, &b);
-        is(&base, &[11.0, 2.0]);
-        assert_eq!(base.grad_fn().unwrap().name(), "CopySlices");
-        (&base * &base).sum().backward().unwrap();
-        grad_is(&a, &[22.0, 4.0]);
-        grad_is(&b, &[22.0]);
     });
 }
 
@@ -567,97 +439,6 @@ fn gradients_too_many_are_fine_if_none_and_too_few_are_not() {
     });
 }
 
-// test_autograd.py::test_simple_reentrant
-#[test]
-fn a_pass_within_a_functions_backward() {
-    each(|device| {
-        let x = leaf(device, &[1.0, 2.0]);
-        let y = plain(device, &[3.0, 4.0]);
-        let data = y.clone();
-        let out = one(custom(
-            move |ctx, i| {
-                let (x, out) = enable_grad(|| {
-                    let x = i[0].detach().requires_grad_(true);
-                    let out = &x * &data;
-                    (x, out)
-                });
-                let value = out.detach();
-                ctx.insert((x, out));
-                vec![value]
-            },
-            |ctx, g| {
-                let (x, out) = ctx.get::<(Tensor, Tensor)>().unwrap();
-                enable_grad(|| out.sum().backward()).unwrap();
-                vec![Some(x.grad().unwrap() * g[0].as_ref().unwrap())]
-            },
-            &[&x],
-        ));
-        out.sum().backward().unwrap();
-        grad_is(&x, &[3.0, 4.0]);
-    });
-}
-
-// test_autograd.py::test_reentrant_child_error
-#[test]
-fn an_error_in_a_pass_within_a_pass() {
-    each(|device| {
-        let (a, b) = (leaf(device, &[1.0]), leaf(device, &[2.0]));
-        let failing = one(custom(
-            |_, i| vec![i[0].clone_data()],
-            |_, g| vec![g[0].as_ref().map(|g| g.matmul(&g.reshape([7])))],
-            &[&(&b * &b)],
-        ));
-        let root = failing.sum();
-        let d = one(custom(
-            |_, i| vec![i[0].clone_data()],
-            move |_, g| match root.backward() {
-                Ok(()) => g.to_vec(),
-                // What went wrong goes on as a tensor does.
-                Err(_) => vec![Some(root.reshape([13]))],
-            },
-            &[&(&a * &a)],
-        ));
-        assert!(d.sum().backward().is_err());
-        assert!(a.grad().is_none() && b.grad().is_none());
-    });
-}
-
-// test_autograd.py::test_reentrant_priority
-#[test]
-fn the_inner_pass_ends_before_the_outer_goes_on() {
-    each(|device| {
-        let log = Log::new();
-        let (outer, inner) = (log.clone(), log.clone());
-        let x = leaf(device, &[1.0]);
-        let small = one(custom(
-            |_, i| vec![i[0].clone()],
-            move |_, g| {
-                outer.push("outer");
-                g.to_vec()
-            },
-            &[&x],
-        ));
-        let other = leaf(device, &[1.0]);
-        let again = one(custom(
-            |_, i| vec![i[0].clone()],
-            move |_, g| {
-                let y = leaf(g[0].as_ref().unwrap().device(), &[2.0]);
-                let mark = inner.clone();
-                let back = move |_: &Context, g: &[Option<Tensor>]| {
-                    mark.push("inner");
-                    g.to_vec()
-                };
-                enable_grad(|| one(custom(|_, i| vec![i[0].clone()], back, &[&y])).backward()).unwrap();
-                inner.push("end of inner");
-                g.to_vec()
-            },
-            &[&other],
-        ));
-        (small * again).backward().unwrap();
-        assert_eq!(log.take(), ["inner", "end of inner", "outer"]);
-    });
-}
-
 // test_autograd.py::test_custom_function_no_tensors, test_custom_function_non_tensor_inputs_outputs
 #[test]
 fn what_is_no_tensor_is_a_field_or_kept_by_type() {
@@ -685,27 +466,6 @@ fn what_is_no_tensor_is_a_field_or_kept_by_type() {
         y.backward_with(retain()).unwrap();
         y.backward().unwrap();
         grad_is(&x, &[6.0]);
-    });
-}
-
-// test_autograd.py::test_custom_function_mark_dirty_not_differentiable
-#[test]
-fn dirty_and_not_differentiable() {
-    each(|device| {
-        let x = leaf(device, &[1.0]);
-        let y = x.clone_data();
-        let out = one(custom(
-            |ctx, i| {
-                i[0].mul_(2);
-                ctx.mark_dirty(&[&i[0]]);
-                ctx.mark_non_differentiable(&[&i[0]]);
-                vec![i[0].clone()]
-            },
-            |_, _| panic!("there is no way back"),
-            &[&y],
-        ));
-        assert!(out.is_same(&y) && !y.requires_grad());
-        is(&y, &[2.0]);
     });
 }
 
@@ -752,30 +512,5 @@ fn a_saved_input_that_is_given_back_is_still_the_input() {
         let g = grad_with(&[&y], &[&x], create()).unwrap().remove(0);
         is(&g, &[3.0]);
         is(&grad(&[&g], &[&x]).unwrap()[0], &[1.0]);
-    });
-}
-
-#[test]
-fn passes_within_passes_a_hundred_deep() {
-    fn down(x: &Tensor, depth: usize) -> Tensor {
-        one(custom(
-            |_, i| vec![i[0].clone()],
-            move |_, g| {
-                if depth > 0 {
-                    let x = leaf(g[0].as_ref().unwrap().device(), &[1.0]);
-                    enable_grad(|| down(&x, depth - 1).backward()).unwrap();
-                    return vec![x.grad().map(|g| g + 1)];
-                }
-                g.to_vec()
-            },
-            &[x],
-        ))
-    }
-    each(|device| {
-        on_small_stack(|| {
-            let x = leaf(device, &[1.0]);
-            down(&x, 100).backward().unwrap();
-            grad_is(&x, &[101.0]);
-        });
     });
 }

@@ -33,13 +33,17 @@
 mod common;
 
 mod checkpoint;
+mod depth;
 mod engine;
 mod functions;
+mod functions_inplace;
 mod hooks;
+mod hooks_faults;
 mod hooks_inplace;
 mod inplace;
 mod mirrors;
 mod modes;
+mod reentrant;
 mod saved;
 mod support;
 mod threads;
