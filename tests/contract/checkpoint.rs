@@ -226,7 +226,7 @@ fn dropout_is_the_same_both_times_and_streams_go_on() {
                 let noise = options().device(x[0].device()).randn([64]);
                 (x[0].dropout(0.5, true) * noise).exp()
             };
-            let y = if kept { checkpoint(f, &[&x]) } else { f(&[x.clone()]) };
+            let y = if kept { checkpoint(f, &[&x]) } else { f(std::slice::from_ref(&x)) };
             // What is drawn between the two runs does not disturb the second, nor does that disturb what comes after.
             let between = options().device(device).rand([8]);
             y.sum().backward().unwrap();
@@ -399,7 +399,7 @@ fn functions_and_writes_in_place_inside_a_checkpoint() {
     each(|device| {
         let f = |i: &[Tensor]| {
             let y = &i[0] * 2;
-            y.narrow(0, 0, 1).mul_(&i[0].narrow(0, 1, 1));
+            y.narrow(0, 0, 1).mul_(i[0].narrow(0, 1, 1));
             one(custom(
                 |ctx, i| {
                     let out = i[0].exp();

@@ -51,7 +51,7 @@ fn deep_graphs_are_dropped_without_recursion() {
             for i in 0..20_000 {
                 let mut y = &last[1] + &last[1] * 0.000_001;
                 if i % 3 == 0 {
-                    y = y + cat(&[&last[0], &last[1]], 0).sum();
+                    y = &y + cat(&[&last[0], &last[1]], 0).sum();
                 }
                 last = [last[1].clone(), y];
             }

@@ -73,7 +73,7 @@ fn steps_along_a_gradient_that_is_recorded() {
             let g = grad_with(&[&f(&x)], &[&x], create()).unwrap().remove(0);
             assert!(init.grad().is_none() && y.grad().is_none());
             is(&g, &[2.0 * value + 0.5]);
-            x = x + g * 0.05;
+            x = &x + g * 0.05;
             value += 0.05 * (2.0 * value + 0.5);
         }
         x.backward().unwrap();

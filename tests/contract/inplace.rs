@@ -207,7 +207,7 @@ fn a_buffer_written_in_a_loop() {
         for i in 0..3 {
             let x = x.detach();
             x.copy_(&(&mu + i));
-            loss = loss + (&x * f64::from(i)).sum();
+            loss = &loss + (&x * f64::from(i)).sum();
         }
         loss.backward().unwrap();
         grad_is(&mu, &[3.0]);

@@ -50,7 +50,7 @@ fn a_hundred_times(device: &Device, run: impl Fn(&Tensor) + Sync) {
 
 /// The same work on one thread, in float64.
 fn expected(passes: usize) -> Vec<f64> {
-    let w = options().dtype(F64).device(&cpu()).requires_grad(true).tensor([0.3, -0.7, 1.1, 1e-3]);
+    let w = options().dtype(F64).device(cpu()).requires_grad(true).tensor([0.3, -0.7, 1.1, 1e-3]);
     for k in 0..threads() {
         for _ in 0..passes {
             loss(&w, k).backward().unwrap();
