@@ -140,13 +140,14 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
     s.measure();
     s.form_groups();
     s.choose_stored();
+    let mut steps = s.emit_all();
+    // Only now: a kernel that was cut stores more.
     let mut bytes = HashMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         if s.stored[i] {
             bytes.insert(Value::Node(i), numel(&node.shape) * node.dtype.size());
         }
     }
-    let mut steps = s.emit_all();
     arrange::split_reductions(&mut steps, caps, &mut bytes);
     let steps = arrange::merge_maps(arrange::order(steps), caps);
     Schedule { steps, bytes }

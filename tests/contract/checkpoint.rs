@@ -268,8 +268,9 @@ fn checkpoints_within_checkpoints() {
             let (x, w) = (input(device), weights(device));
             let y = f(&x, &w).sum();
             let g = grad_with(&[&y], &[&x, &w], create()).unwrap();
-            let h = grad(&[&(g[0].square().sum() + g[1].sum())], &[&x, &w]).unwrap();
-            [&g[0].detach(), &g[1].detach(), &h[0], &h[1]].map(bits)
+            let h = grad_with(&[&(g[0].square().sum() + g[1].sum())], &[&x, &w], create()).unwrap();
+            let third = grad(&[&h[0].sum()], &[&w]).unwrap().remove(0);
+            [&g[0].detach(), &g[1].detach(), &h[0].detach(), &h[1].detach(), &third].map(bits)
         };
         alike(second(&nested), second(&flat));
     });

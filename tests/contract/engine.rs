@@ -570,3 +570,20 @@ fn errors_of_values_given_are_errors_of_the_pass() {
         grad_is(&x, &[2.0, 2.0]);
     });
 }
+
+/// Third gradients, where kernels have more operands than a GPU binds and are cut. From PyTorch in float64.
+#[test]
+fn third_gradients_of_products_and_tanh() {
+    each(|device| {
+        let w = plain(device, &[0.5, -0.25, 1.0, 0.75]).reshape([2, 2]).detach().requires_grad_(true);
+        let x = plain(device, &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).reshape([3, 2]).detach().requires_grad_(true);
+        let block = |x: &Tensor| x.matmul(&w).tanh().matmul(&w).tanh();
+        let a = block(&x).exp().sin();
+        let y = (&a * &block(&a.cos())).sum();
+        let g = grad_with(&[&y], &[&x, &w], create()).unwrap();
+        let h = grad_with(&[&(g[0].square().sum() + g[1].sum())], &[&x, &w], create()).unwrap();
+        let third = grad(&[&h[0].sum()], &[&w]).unwrap().remove(0);
+        let want = [-12.148488707532412, 7.860654743002692, -10.58766016209911, -5.115810142869473];
+        crate::common::assert_close(&third, &want, 1e-5, "the third gradient");
+    });
+}
