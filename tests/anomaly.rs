@@ -4,6 +4,7 @@
 mod common;
 
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{assert_close, devices};
 use wgrad::autograd::{
@@ -371,22 +372,31 @@ fn a_gradient_of_a_gradient_that_is_nan() {
 fn whoever_runs_it() {
     for device in devices() {
         let x = options().device(&device).zeros([4]).requires_grad_(true);
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        // Also when an assertion fails: the other thread must end.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let stop = AtomicBool::new(false);
         std::thread::scope(|threads| {
             threads.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     device.flush();
                     assert!(!is_anomaly_enabled());
                 }
             });
+            let _stop = Stop(&stop);
             for _ in 0..50 {
                 x.set_grad(None);
                 let line = line!() + 1;
                 let result = detect_anomaly(|| (x.sqrt() * 0.0).sum().backward());
                 names(result, "backward", line);
+                // What was spoilt cannot be added to.
+                x.set_grad(None);
                 detect_anomaly(|| ((&x + 1.0).sqrt() * 0.0).sum().backward()).unwrap();
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
     }
 }

@@ -13,7 +13,7 @@ use crate::device::{Device, cpu, gpu};
 use crate::error::Result;
 use crate::graph::device::fault_error;
 use crate::graph::dtype::{DType, Element, Scalar};
-use crate::graph::kernel::{Body, Command, Kernel, Recording};
+use crate::graph::kernel::{Command, Kernel, Recording};
 use crate::graph::observe::{Flush, observe, single};
 
 /// Kernels agree if no value differs by more than this share of itself, or [`OF_LARGEST`] of the largest value
@@ -343,13 +343,7 @@ pub(super) fn compare(
         None => run_on(device, kernel, before, scalars)?,
     };
     let theirs = run_on(reference, kernel, before, scalars)?;
-    let shape = match &kernel.body {
-        Body::Map(jobs) => {
-            jobs.iter().max_by_key(|p| p.numel()).map(|p| p.shape.to_vec()).unwrap_or_default()
-        }
-        Body::Reduce(r) => r.pre.shape.to_vec(),
-        Body::Structured(s) => s.out_shape.to_vec(),
-    };
+    let shape = kernel.shape();
     let (local, outputs) = gap(kernel, &after, &theirs);
     let mut out = KernelDiff {
         label: kernel.label.clone(),

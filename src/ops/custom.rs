@@ -29,6 +29,8 @@
 
 mod check;
 mod elementwise;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod kernel;
 #[cfg(feature = "gpu")]
 mod wgsl;
