@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use wgrad::prelude::*;
 
-use crate::common::devices;
+use crate::common::{assert_close, devices};
 use crate::model::{Model, broadcast};
 
 /// Random numbers that mean something only with the tensors there are when the step is taken: so a program stays a
@@ -400,5 +400,30 @@ fn random_long_programs_on_the_cpu() {
 fn random_programs_on_the_gpu() {
     for device in &devices()[1..] {
         programs(device, 40, 30);
+    }
+}
+
+/// Drivers fold `x - x` to zero and `(x + y) - x` to `y`, unless they are kept from it.
+#[test]
+fn what_cancels_is_computed_all_the_same() {
+    for device in devices() {
+        let nan = f64::NAN;
+        let x = options().device(&device).tensor([f32::INFINITY, f32::NAN, 1.0, 1e8, -2.0]);
+        let y = options().device(&device).ones(5);
+        let zero = [nan, nan, 0.0, 0.0, 0.0];
+        let one = [nan, nan, 1.0, 0.0, 1.0];
+        let cases: [(&str, Tensor, [f64; 5]); 8] = [
+            ("x - x", &x - &x, zero),
+            ("x + -x", &x + x.neg(), zero),
+            ("-x + x", x.neg() + &x, zero),
+            ("exp x - exp x", x.exp() - x.exp(), [nan, nan, 0.0, nan, 0.0]),
+            ("(x + y) - x", (&x + &y) - &x, one),
+            ("(y + x) - x", (&y + &x) - &x, one),
+            ("-x + (x + y)", x.neg() + (&x + &y), one),
+            ("(x - y) - (x - y)", (&x - &y) - (&x - &y), zero),
+        ];
+        for (what, got, expected) in cases {
+            assert_close(&got, &expected, 0.0, &format!("{what} on {device}"));
+        }
     }
 }

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::ops::Range;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::graph::dtype::DType;
 use crate::graph::layout::{Dims, Layout};
-use crate::graph::program::{Access, Inst, Program};
+use crate::graph::program::{Access, Inst, Program, Reg};
 
 use super::super::template::Library;
 
@@ -157,6 +159,46 @@ pub fn stores_by_four(program: &Program) -> bool {
     })
 }
 
+/// What the sums in a program are made of, to find those in which a term may cancel: a driver would cancel it
+/// though it is infinite, NaN, or lost in rounding.
+#[derive(Default)]
+struct Sums {
+    terms: HashMap<usize, Terms>,
+}
+
+/// Registers, and whether they are subtracted.
+type Terms = SmallVec<[(Reg, bool); 8]>;
+
+impl Sums {
+    /// Terms of one sum that are looked at; drivers do not look further either.
+    const MOST: usize = 8;
+
+    fn of(&self, reg: Reg, negated: bool) -> Terms {
+        let terms = self.terms.get(&usize::from(reg)).cloned().unwrap_or_else(|| smallvec![(reg, false)]);
+        terms.into_iter().map(|(term, sign)| (term, sign != negated)).collect()
+    }
+
+    /// Whether the instruction `at` is a sum or difference of two in which a term has both signs.
+    fn cancels(&mut self, at: usize, op: &str, args: &[Reg]) -> bool {
+        match (op, args) {
+            ("neg", &[a]) => {
+                self.terms.insert(at, self.of(a, true));
+                false
+            }
+            ("add" | "sub", &[a, b]) => {
+                let (mut all, b) = (self.of(a, false), self.of(b, op == "sub"));
+                let cancels = b.iter().any(|&(term, sign)| all.contains(&(term, !sign)));
+                all.extend(b);
+                if all.len() <= Sums::MOST {
+                    self.terms.insert(at, all);
+                }
+                cancels
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Text under construction.
 pub struct Printer<'a> {
     pub out: String,
@@ -207,6 +249,7 @@ impl<'a> Printer<'a> {
         let mut scope = Scope { space, known: HashMap::new() };
         let wide = space.vector.is_some();
         let mut registers: Vec<String> = vec![];
+        let mut sums = Sums::default();
         for (at, inst) in program.insts.iter().enumerate() {
             let text = match inst {
                 Inst::Load(i) => self.load(&program.loads[usize::from(*i)], &mut scope),
@@ -217,13 +260,19 @@ impl<'a> Printer<'a> {
                     continue;
                 }
                 Inst::Op { op, operand, result, args } => {
+                    let cancels = operand.is_float() && sums.cancels(at, op.name, args);
                     self.library.widen(op.expression(*operand), wide, |word| {
                         Some(match word {
                             "T" => register_type(*operand, wide).to_string(),
                             "R" => register_type(*result, wide).to_string(),
                             "a" | "b" | "c" | "d" | "e" => {
                                 let arg = args.get(usize::from(word.as_bytes()[0] - b'a'))?;
-                                registers[usize::from(*arg)].clone()
+                                let register = &registers[usize::from(*arg)];
+                                match (cancels && word == "b", wide) {
+                                    (true, true) => format!("opaque4({register})"),
+                                    (true, false) => format!("opaque({register})"),
+                                    _ => register.clone(),
+                                }
                             }
                             _ => return None,
                         })
