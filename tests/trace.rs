@@ -112,6 +112,8 @@ fn traces_cover_what_ran() {
         assert_eq!(product.args["shape"], serde_json::json!([16, 64]));
         assert!(product.args["flops"].as_u64().unwrap() >= 2 * 16 * 64 * 20);
         assert_eq!(of(&spans, "user").len(), 3);
+        let phases: Vec<_> = of(&spans, "phase").iter().map(|s| s.name.clone()).collect();
+        assert_eq!(phases, ["backward", "step"].repeat(3));
         assert!(of(&spans, "record").iter().any(|s| s.name == "matmul" && s.args["shape"].is_array()));
         let executor = of(&spans, "executor");
         let count = |name: &str| executor.iter().filter(|s| s.name == name).count() as u64;

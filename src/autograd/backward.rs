@@ -267,7 +267,7 @@ fn run(
         let given = how.gradients.get(i).and_then(Option::as_ref);
         roots.push((edge, start_gradient(output, given, how.create_graph, op, caller)?));
     }
-    let _span = crate::graph::timeline::span(op);
+    let _span = crate::graph::timeline::phase(op);
     let retain = how.retain_graph.unwrap_or(how.create_graph);
     let looking = Looking::back();
     let caught = Pass::new(retain, how.create_graph, op, caller).run(roots, ends)?;

@@ -198,6 +198,11 @@ pub fn span(name: &str) -> Span {
     Span(on().then(|| (name.to_string().into(), "user", Instant::now(), Args::None)))
 }
 
+/// A span of a training step's phases: a backward pass, an optimizer's step.
+pub(crate) fn phase(name: &'static str) -> Span {
+    Span(on().then(|| (name.into(), "phase", Instant::now(), Args::None)))
+}
+
 /// A span of the executor's.
 pub(super) fn work(name: &'static str) -> Span {
     Span(on().then(|| (name.into(), "executor", Instant::now(), Args::None)))

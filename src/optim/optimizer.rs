@@ -225,6 +225,7 @@ pub trait Optimizer {
 impl<R: Rule> Optimizer for Optim<R> {
     #[track_caller]
     fn step(&mut self) -> Result<()> {
+        let _span = crate::graph::timeline::phase("step");
         self.check(Location::caller())?;
         let mut devices: Vec<Device> = vec![];
         let updated: Result<()> = unrecorded(|| {
