@@ -4,6 +4,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::function::{Edge, GradFn};
 use super::mode::unrecorded;
@@ -41,6 +42,9 @@ thread_local! {
     static HOOKS: RefCell<Vec<Option<Arc<dyn Pair>>>> = const { RefCell::new(vec![]) };
 }
 
+/// Whether there ever were hooks: until then saving need not ask its thread.
+static EVER: AtomicBool = AtomicBool::new(false);
+
 /// How many values, and the bytes of those that are held.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Count {
@@ -65,7 +69,10 @@ pub(super) fn saved_since() -> Count {
 
 impl Saved {
     fn new(tensor: &Tensor, link: Link) -> Saved {
-        let hooks = HOOKS.with_borrow(|hooks| hooks.last().cloned().flatten());
+        let hooks = match EVER.load(Ordering::Relaxed) {
+            true => HOOKS.with_borrow(|hooks| hooks.last().cloned().flatten()),
+            false => None,
+        };
         let before = SAVED.get();
         let count = Count { values: before.values + 1, ..before };
         let value = match hooks {
@@ -172,6 +179,7 @@ impl Drop for SavedTensorsHooks {
 }
 
 pub(super) fn push(hooks: Option<Arc<dyn Pair>>) -> SavedTensorsHooks {
+    EVER.store(true, Ordering::Relaxed);
     HOOKS.with_borrow_mut(|all| all.push(hooks));
     SavedTensorsHooks { _not_send: PhantomData }
 }

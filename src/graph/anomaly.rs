@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -55,15 +56,22 @@ thread_local! {
     static FUNCTION: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
+/// Whether anyone ever watched: until then recording need not ask its thread.
+static EVER: AtomicBool = AtomicBool::new(false);
+
 /// `WGRAD_ANOMALY=1` makes all threads watch.
-fn by_environment() -> Option<Arc<Scope>> {
+fn asked_by_environment() -> bool {
     static ASKED: OnceLock<bool> = OnceLock::new();
-    let asked = || std::env::var("WGRAD_ANOMALY").is_ok_and(|v| v != "0" && !v.is_empty());
-    ASKED.get_or_init(asked).then(|| Scope::new(Watch { inf: false }))
+    *ASKED.get_or_init(|| std::env::var("WGRAD_ANOMALY").is_ok_and(|v| v != "0" && !v.is_empty()))
+}
+
+fn by_environment() -> Option<Arc<Scope>> {
+    asked_by_environment().then(|| Scope::new(Watch { inf: false }))
 }
 
 impl Scope {
     pub fn new(watch: Watch) -> Arc<Scope> {
+        EVER.store(true, Ordering::Relaxed);
         Arc::new(Scope { watch, first: Mutex::default(), devices: Mutex::default() })
     }
 
@@ -112,6 +120,9 @@ pub fn within<R>(function: &'static str, f: impl FnOnce() -> R) -> R {
 
 /// For something that is recorded on this device now.
 pub(super) fn note(device: &Device) -> Option<Box<Note>> {
+    if !EVER.load(Ordering::Relaxed) && !asked_by_environment() {
+        return None;
+    }
     CURRENT.with_borrow(|scope| {
         let scope = scope.clone()?;
         let mut known = scope.devices.lock();

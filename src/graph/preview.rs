@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::device::Device;
 use super::kernel::{Command, Slot};
@@ -46,8 +47,14 @@ thread_local! {
     static HELD: RefCell<Option<Vec<Device>>> = const { RefCell::new(None) };
 }
 
+/// Whether anything was ever held back: until then recording need not ask its thread.
+static EVER: AtomicBool = AtomicBool::new(false);
+
 /// Whether this thread holds back what it records; remembers the device.
 pub(super) fn held(device: &Device) -> bool {
+    if !EVER.load(Ordering::Relaxed) {
+        return false;
+    }
     HELD.with_borrow_mut(|held| match held {
         None => false,
         Some(devices) => {
@@ -70,6 +77,7 @@ pub fn hold<R>(f: impl FnOnce() -> R) -> (R, Vec<Device>) {
             HELD.with_borrow_mut(|held| *held = outer);
         }
     }
+    EVER.store(true, Ordering::Relaxed);
     let mut restore = Restore(HELD.replace(Some(vec![])));
     let value = f();
     let devices = HELD.with_borrow(|held| held.clone().unwrap_or_default());
