@@ -4,26 +4,13 @@ mod common;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
-use common::{assert_close, devices};
+use common::{alone, assert_close, devices, ready};
 use serde_json::Value;
 use wgrad::debug::GraphNodeKind;
 use wgrad::graph::observe::observe;
 use wgrad::prelude::*;
-
-/// One test at a time: they count what devices do.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(|failed| failed.into_inner())
-}
-
-fn ready(device: &Device, shape: &[usize]) -> Tensor {
-    let t = options().device(device).rand(shape);
-    t.check().unwrap();
-    device.synchronize().unwrap();
-    t
-}
 
 fn on_small_stack(f: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().stack_size(2 << 20).spawn(f).unwrap().join().unwrap();

@@ -5,28 +5,15 @@ mod common;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
-use common::{assert_close, devices};
+use common::{alone, assert_close, devices, ready};
 use serde_json::Value;
 use wgrad::Scalar;
-use wgrad::backend::{Backend, Buffer, Caps, Compiled, Fault, Memory};
+use wgrad::backend::{Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use wgrad::debug::Trace;
 use wgrad::graph::kernel::Recording;
 use wgrad::prelude::*;
-
-/// One test at a time: traces see all threads.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(|failed| failed.into_inner())
-}
-
-fn ready(device: &Device, shape: &[usize]) -> Tensor {
-    let t = options().device(device).rand(shape);
-    t.check().unwrap();
-    device.synchronize().unwrap();
-    t
-}
 
 struct Span {
     name: String,
@@ -194,11 +181,17 @@ impl Backend for Clockless {
     ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Fault>> + Send>> {
         self.0.download_async(from, range)
     }
-    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
-        self.0.compile(recording)
+    fn compile(&self, recording: &Recording, looks: bool) -> Result<Compiled, Fault> {
+        self.0.compile(recording, looks)
     }
-    fn run(&self, r: &Recording, c: &Compiled, buffers: &[Buffer], scalars: &[Scalar]) -> Result<(), Fault> {
-        self.0.run(r, c, buffers, scalars)
+    fn run(
+        &self,
+        recording: &Recording,
+        compiled: &Compiled,
+        buffers: &[Buffer],
+        scalars: &[Scalar],
+    ) -> Result<Vec<Found>, Fault> {
+        self.0.run(recording, compiled, buffers, scalars)
     }
     fn synchronize(&self) -> Result<(), Fault> {
         self.0.synchronize()

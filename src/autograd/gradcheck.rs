@@ -145,7 +145,7 @@ pub fn gradgradcheck_with<I: Inputs, O: Outputs>(
     };
     let starts = match grad_outputs {
         Some(grads) => grads.iter().map(|&g| g.clone()).collect(),
-        None => outputs(&leaves(&given, &wanted))?.iter().map(start).collect::<Vec<_>>(),
+        None => outputs(&leaves(&given, &wanted))?.iter().map(gradient_for).collect::<Vec<_>>(),
     };
     let n = given.len();
     let mut gradients = |all: &[Tensor]| -> Result<Vec<Tensor>> {
@@ -185,7 +185,7 @@ fn leaves(x: &[Tensor], wanted: &[usize]) -> Vec<Tensor> {
 }
 
 /// Any gradient of an output will do, as long as its entries differ.
-fn start(y: &Tensor) -> Tensor {
+pub(crate) fn gradient_for(y: &Tensor) -> Tensor {
     let values: Vec<f64> = (0..y.numel()).map(|i| 0.25 + (i * 7 % 11) as f64 / 8.0).collect();
     options().device(y.device()).dtype(y.dtype()).requires_grad(true).from_slice(&values, y.shape())
 }

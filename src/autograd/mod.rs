@@ -32,6 +32,7 @@ pub use functional::{
     Functional, hessian, hessian_with, hvp, hvp_with, jacobian, jacobian_with, jvp, jvp_with, vhp, vhp_with,
     vjp, vjp_with,
 };
+pub(crate) use gradcheck::gradient_for;
 pub use gradcheck::{Gradcheck, gradcheck, gradcheck_with, gradgradcheck, gradgradcheck_with};
 pub use hooks::{Gradients, HookHandle, Replacement};
 pub use mode::{

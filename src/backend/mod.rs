@@ -71,33 +71,20 @@ pub trait Backend: Send + Sync {
         from: &Buffer,
         range: Range<usize>,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Fault>> + Send>>;
-    /// Does everything that need be done once only.
-    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault>;
+    /// Does everything that need be done once only. With `looks`, kernels look at each number they store.
+    fn compile(&self, recording: &Recording, looks: bool) -> Result<Compiled, Fault>;
     /// Runs a recording: `buffers` by slot, `scalars` as the recording's commands count them. May return
     /// before the work is done. One call at a time is made for each device.
+    ///
+    /// If it was compiled to look, this waits for the work, and tells what each command stored; else it tells nothing.
+    /// (Numbers that a kernel stores for its own use count, so that NaN may be told of where none is left.)
     fn run(
         &self,
         recording: &Recording,
         compiled: &Compiled,
         buffers: &[Buffer],
         scalars: &[Scalar],
-    ) -> Result<(), Fault>;
-    /// As `compile`, for [`run_checked`](Backend::run_checked): kernels that look at each number they store.
-    fn compile_checked(&self, recording: &Recording) -> Result<Compiled, Fault> {
-        self.compile(recording)
-    }
-    /// As `run`, of what `compile_checked` gave. Waits for the work, and tells what each command stored. (Numbers that
-    /// a kernel stores for its own use count, so that NaN may be told of where none is left.)
-    /// A backend that cannot look finds nothing.
-    fn run_checked(
-        &self,
-        recording: &Recording,
-        compiled: &Compiled,
-        buffers: &[Buffer],
-        scalars: &[Scalar],
-    ) -> Result<Vec<Found>, Fault> {
-        self.run(recording, compiled, buffers, scalars).map(|()| vec![])
-    }
+    ) -> Result<Vec<Found>, Fault>;
     /// The interface and driver behind it, in words.
     fn driver(&self) -> String {
         self.name().to_string()

@@ -6,14 +6,14 @@ use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::diff::{Gap, KernelDiff, compare, copy, devices, gap_of, other, read, worse};
+use super::diff::{Gap, KernelDiff, compare, copy, devices, gap_of, other, worse};
 use crate::backend::{Backend, Buffer, Fault};
 use crate::device::Device;
 use crate::error::Result;
 use crate::graph::device::fault_error;
 use crate::graph::dtype::{DType, F32, Scalar};
 use crate::graph::kernel::{Body, Command, Kernel, Recording};
-use crate::graph::observe::{Flush, observe};
+use crate::graph::observe::{Flush, contents, observe};
 use crate::graph::program::Program;
 
 /// What [`bisect`] found.
@@ -88,7 +88,7 @@ fn checkpoint(
     found: &mut Bisection,
     fault: &mut Option<Fault>,
 ) -> Result<(), Fault> {
-    let leaves = read(flush.backend, &flush.buffers[..flush.leaves])?;
+    let leaves = contents(flush.backend, &flush.buffers[..flush.leaves])?;
     // What no kernel writes must be the same on both.
     for buffer in &flush.buffers[flush.leaves..] {
         let zeros = flush.backend.upload(&vec![0; buffer.bytes])?;
@@ -127,7 +127,7 @@ impl Halves<'_> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let part = Recording { commands: self.flush.recording.commands[..n].to_vec() };
-        backend.run(&part, &backend.compile(&part)?, &buffers, self.flush.scalars)?;
+        backend.run(&part, &backend.compile(&part, false)?, &buffers, self.flush.scalars)?;
         Ok(buffers)
     }
 
@@ -219,7 +219,7 @@ impl Halves<'_> {
     ) -> Result<KernelDiff, Fault> {
         let buffers = self.prefix(self.reference, at)?;
         let bound: Vec<Buffer> = slots.iter().map(|&s| buffers[s as usize].clone()).collect();
-        let before = read(self.reference, &bound)?;
+        let before = contents(self.reference, &bound)?;
         compare(kernel, scalars, &before, None, (self.flush.backend, self.reference), true)
     }
 }

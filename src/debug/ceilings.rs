@@ -75,7 +75,7 @@ impl std::fmt::Display for Ceilings {
 
 fn measure(device: &Device) -> Result<Ceilings> {
     // What is measured is no part of any graph, nor anyone's step.
-    crate::autograd::no_grad(|| {
+    crate::autograd::unrecorded(|| {
         let on = options().device(device);
         let small = stored(on.full([8, 8], 0.125))?;
         let one = best(device, || small.matmul(&small))?;

@@ -12,9 +12,9 @@ use crate::backend::{Backend, Buffer, Code, Fault};
 use crate::device::{Device, cpu, gpu};
 use crate::error::Result;
 use crate::graph::device::fault_error;
-use crate::graph::dtype::{DType, Element, Scalar};
+use crate::graph::dtype::{DType, Scalar};
 use crate::graph::kernel::{Command, Kernel, Recording};
-use crate::graph::observe::{Flush, observe, single};
+use crate::graph::observe::{Flush, contents, observe, run_apart, run_single};
 
 /// Kernels agree if no value differs by more than this share of itself, or [`OF_LARGEST`] of the largest value
 /// beside it: sums are taken in other orders, and what cancels in them leaves the error of what was summed.
@@ -246,8 +246,7 @@ impl Shadows {
             match command {
                 Command::Copy { from, to, bytes } => {
                     let pair = [flush.buffers[*from as usize].clone(), flush.buffers[*to as usize].clone()];
-                    let before = pair.iter().map(|b| backend.download(b, 0..b.bytes));
-                    let before = before.collect::<Result<Vec<_>, _>>().map_err(here)?;
+                    let before = contents(backend, &pair).map_err(here)?;
                     copy(backend, &pair, *bytes).map_err(here)?;
                     let shadow = (|| {
                         let shadows = [
@@ -262,17 +261,15 @@ impl Shadows {
                     let bound: Vec<Buffer> =
                         slots.iter().map(|&s| flush.buffers[s as usize].clone()).collect();
                     let scalars = flush.scalars_of(kernel, *first);
-                    let before = read(backend, &bound).map_err(here)?;
-                    let one = single(kernel);
-                    let compiled = backend.compile(&one).map_err(here)?;
-                    backend.run(&one, &compiled, &bound, scalars).map_err(here)?;
-                    let after = read(backend, &bound).map_err(here)?;
+                    let before = contents(backend, &bound).map_err(here)?;
+                    run_single(backend, kernel, &bound, scalars).map_err(here)?;
+                    let after = contents(backend, &bound).map_err(here)?;
                     let compared = (|| {
                         let shadows = (slots.iter().zip(&before))
                             .map(|(&s, bytes)| shadow(&mut own[s as usize], reference, bytes))
                             .collect::<Result<Vec<_>, _>>()?;
-                        reference.run(&one, &reference.compile(&one)?, &shadows, scalars)?;
-                        let inherited = gap(kernel, &after, &read(reference, &shadows)?).0;
+                        run_single(reference, kernel, &shadows, scalars)?;
+                        let inherited = gap(kernel, &after, &contents(reference, &shadows)?).0;
                         let search = diff.kernels.iter().filter(|k| k.case.is_some()).count() < KEPT;
                         let pair = (backend, reference);
                         let mut found = compare(kernel, scalars, &before, Some(after), pair, search)?;
@@ -309,24 +306,7 @@ fn shadow(slot: &mut Option<Buffer>, reference: &dyn Backend, bytes: &[u8]) -> R
 
 pub(super) fn copy(backend: &dyn Backend, pair: &[Buffer; 2], bytes: usize) -> Result<(), Fault> {
     let one = Recording { commands: vec![Command::Copy { from: 0, to: 1, bytes }] };
-    backend.run(&one, &backend.compile(&one)?, pair, &[])
-}
-
-pub(super) fn read(backend: &dyn Backend, buffers: &[Buffer]) -> Result<Vec<Vec<u8>>, Fault> {
-    buffers.iter().map(|b| backend.download(b, 0..b.bytes)).collect()
-}
-
-/// What a kernel makes of these contents of its bindings.
-pub(super) fn run_on(
-    backend: &dyn Backend,
-    kernel: &Arc<Kernel>,
-    before: &[Vec<u8>],
-    scalars: &[Scalar],
-) -> Result<Vec<Vec<u8>>, Fault> {
-    let buffers = before.iter().map(|bytes| backend.upload(bytes)).collect::<Result<Vec<_>, _>>()?;
-    let one = single(kernel);
-    backend.run(&one, &backend.compile(&one)?, &buffers, scalars)?;
-    read(backend, &buffers)
+    backend.run(&one, &backend.compile(&one, false)?, pair, &[]).map(drop)
 }
 
 /// A kernel on both backends with the same inputs. `after` is what it made on the first, where that is known.
@@ -340,9 +320,9 @@ pub(super) fn compare(
 ) -> Result<KernelDiff, Fault> {
     let after = match after {
         Some(after) => after,
-        None => run_on(device, kernel, before, scalars)?,
+        None => run_apart(device, kernel, before, scalars)?,
     };
-    let theirs = run_on(reference, kernel, before, scalars)?;
+    let theirs = run_apart(reference, kernel, before, scalars)?;
     let shape = kernel.shape();
     let (local, outputs) = gap(kernel, &after, &theirs);
     let mut out = KernelDiff {
@@ -397,7 +377,7 @@ pub(super) fn worse(a: Option<Gap>, b: Option<Gap>) -> Option<Gap> {
 
 /// The worst element of one output.
 pub(super) fn gap_of(dtype: DType, a: &[u8], b: &[u8], output: usize) -> Option<Gap> {
-    let (a, b) = (numbers(dtype, a), numbers(dtype, b));
+    let (a, b) = (dtype.numbers(a), dtype.numbers(b));
     let largest = b.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
     let slack = if dtype.is_float() { OF_LARGEST * largest } else { 0.0 };
     let mut worst: Option<Gap> = None;
@@ -415,17 +395,6 @@ pub(super) fn gap_of(dtype: DType, a: &[u8], b: &[u8], output: usize) -> Option<
         }
     }
     worst
-}
-
-fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
-    // A buffer may be longer than its value by part of an element.
-    let bytes = &bytes[..bytes.len() / dtype.size() * dtype.size()];
-    match dtype {
-        DType::Bool | DType::U32 => u32::from_bytes(bytes).into_iter().map(f64::from).collect(),
-        DType::I32 => i32::from_bytes(bytes).into_iter().map(f64::from).collect(),
-        DType::F32 => f32::from_bytes(bytes).into_iter().map(f64::from).collect(),
-        DType::F64 => f64::from_bytes(bytes),
-    }
 }
 
 /// How many floats lie between two.

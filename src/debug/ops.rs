@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::diff::{Gap, gap_of, run_on};
+use super::diff::{Gap, gap_of};
 use crate::backend::{Backend, Fault};
 use crate::graph::dtype::{DType, Scalar};
 use crate::graph::kernel::{Binding, Body, Kernel, Reduce, Structured};
 use crate::graph::layout::{Dims, Layout};
+use crate::graph::observe::run_apart;
 use crate::graph::program::{Access, Inst, Program, Reg, Store};
 
 /// An op within a kernel that two backends compute differently.
@@ -119,10 +120,10 @@ impl Search<'_> {
                 if alone { self.one(program, at, &values, anchor) } else { self.prefix(program, at, anchor) };
             let (kernel, before) = cut;
             let wrote = before.len() - 1;
-            let reference = run_on(self.reference, &kernel, &before, self.scalars)?.swap_remove(wrote);
+            let reference = run_apart(self.reference, &kernel, &before, self.scalars)?.swap_remove(wrote);
             // Loads and numbers cannot differ.
             if let Inst::Op { op, result, .. } = &program.insts[at] {
-                let device = run_on(self.device, &kernel, &before, self.scalars)?.swap_remove(wrote);
+                let device = run_apart(self.device, &kernel, &before, self.scalars)?.swap_remove(wrote);
                 if let Some(gap) = gap_of(*result, &device, &reference, 0).filter(Gap::differs) {
                     let caller = program.lines.of(at as Reg).unwrap_or(self.kernel.caller);
                     return Ok((values, Some(OpDiff { op: op.name.to_string(), caller, gap, alone })));
@@ -220,8 +221,8 @@ impl Search<'_> {
         let Some(dtype) = bindings.last().map(|b| b.dtype) else { return Ok((vec![], None)) };
         let kernel = Arc::new(Kernel { body, bindings, ..self.kernel.clone() });
         let wrote = before.len() - 1;
-        let device = run_on(self.device, &kernel, &before, self.scalars)?.swap_remove(wrote);
-        let reference = run_on(self.reference, &kernel, &before, self.scalars)?.swap_remove(wrote);
+        let device = run_apart(self.device, &kernel, &before, self.scalars)?.swap_remove(wrote);
+        let reference = run_apart(self.reference, &kernel, &before, self.scalars)?.swap_remove(wrote);
         let caller = line.unwrap_or(self.kernel.caller);
         let found = gap_of(dtype, &device, &reference, 0).filter(Gap::differs);
         Ok((reference, found.map(|gap| OpDiff { op: op.to_string(), caller, gap, alone: true })))

@@ -10,7 +10,7 @@ use std::fs;
 use std::panic::Location;
 use std::path::Path;
 
-use super::diff::{Case, Gap, KernelDiff, gap_of, read, worse};
+use super::diff::{Case, Gap, KernelDiff, gap_of, worse};
 use super::listing::listing;
 use crate::backend::{Buffer, Code};
 use crate::device::{cpu, gpu};
@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::device::fault_error;
 use crate::graph::dtype::{DType, Scalar};
 use crate::graph::kernel::Binding;
+use crate::graph::observe::contents;
 use crate::io;
 use crate::nn::StateDict;
 use crate::tensor::Tensor;
@@ -128,7 +129,7 @@ pub fn replay(folder: impl AsRef<Path>) -> Result<Replay> {
         })
         .collect::<Result<Vec<_>>>()?;
     let bindings: Vec<Binding> = saved.bindings.iter().map(|(b, _)| *b).collect();
-    let contents = |name: &str, written: bool| -> Result<Vec<Vec<u8>>> {
+    let saved_as = |name: &str, written: bool| -> Result<Vec<Vec<u8>>> {
         let path = folder.join(format!("{name}.safetensors"));
         let tensors = io::load(&path)?;
         let read = |(i, &(binding, bytes)): (usize, &(Binding, usize))| {
@@ -154,14 +155,14 @@ pub fn replay(folder: impl AsRef<Path>) -> Result<Replay> {
         saved.bindings.iter().enumerate().map(read).collect()
     };
     let (before, expected, actual) =
-        (contents("inputs", false)?, contents("expected", true)?, contents("actual", true)?);
+        (saved_as("inputs", false)?, saved_as("expected", true)?, saved_as("actual", true)?);
     let device = gpu()?;
     let backend = device.backend();
     let (types, scalars): (Vec<DType>, Vec<Scalar>) = saved.scalars.iter().copied().unzip();
     let run = || {
         let buffers = before.iter().map(|b| backend.upload(b)).collect::<Result<Vec<Buffer>, _>>()?;
         backend.run_code(&code, &bindings, &types, &buffers, &scalars)?;
-        read(backend, &buffers)
+        contents(backend, &buffers)
     };
     let after = run().map_err(|fault| fault_error(fault, caller, "replay"))?;
     let against = |wanted: &[Vec<u8>]| {

@@ -14,6 +14,7 @@ use super::device::Device;
 use super::dtype::Scalar;
 use super::kernel::{Command, Recording};
 use super::node::{Node, Operand, State};
+use super::observe::contents;
 use super::plan::Plan;
 use super::schedule::Value;
 use crate::backend::{Buffer, Fault, Found};
@@ -26,6 +27,14 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// What a flush watches for, whose nodes so far ask for `this`, and the next as noted.
+    pub(super) fn join(this: &mut Option<Watch>, note: Option<&Note>) {
+        if let Some(note) = note {
+            let inf = this.is_some_and(|w| w.inf) || note.scope.watch.inf;
+            *this = Some(Watch { inf });
+        }
+    }
+
     fn minds(self, found: Found) -> bool {
         found.nan || (self.inf && found.inf)
     }
@@ -81,6 +90,9 @@ impl Scope {
     }
 
     pub fn current() -> Option<Arc<Scope>> {
+        if !EVER.load(Ordering::Relaxed) && !asked_by_environment() {
+            return None;
+        }
         CURRENT.with_borrow(Clone::clone)
     }
 
@@ -120,27 +132,13 @@ pub fn within<R>(function: &'static str, f: impl FnOnce() -> R) -> R {
 
 /// For something that is recorded on this device now.
 pub(super) fn note(device: &Device) -> Option<Box<Note>> {
-    if !EVER.load(Ordering::Relaxed) && !asked_by_environment() {
-        return None;
+    let scope = Scope::current()?;
+    let mut known = scope.devices.lock();
+    if !known.contains(device) {
+        known.push(device.clone());
     }
-    CURRENT.with_borrow(|scope| {
-        let scope = scope.clone()?;
-        let mut known = scope.devices.lock();
-        if !known.contains(device) {
-            known.push(device.clone());
-        }
-        drop(known);
-        Some(Box::new(Note { scope, function: FUNCTION.get(), output: None }))
-    })
-}
-
-/// What to watch for in a flush of these nodes.
-pub(super) fn watch_for(nodes: &[Arc<Node>]) -> Option<Watch> {
-    let noted = nodes.iter().filter_map(|node| match &*node.state.lock() {
-        State::Pending(recipe) => recipe.note.as_ref().map(|note| note.scope.watch),
-        _ => None,
-    });
-    noted.reduce(|a, b| Watch { inf: a.inf || b.inf })
+    drop(known);
+    Some(Box::new(Note { scope, function: FUNCTION.get(), output: None }))
 }
 
 fn note_of(node: &Node) -> Option<Note> {
@@ -234,8 +232,8 @@ impl Search<'_> {
         let commands = &plan.recording.commands;
         let go = |commands: &[Command]| -> Result<(), Fault> {
             let some = Recording { commands: commands.to_vec() };
-            let compiled = backend.compile_checked(&some)?;
-            backend.run_checked(&some, &compiled, &buffers, self.run.scalars).map(|_| ())
+            let compiled = backend.compile(&some, true)?;
+            backend.run(&some, &compiled, &buffers, self.run.scalars).map(drop)
         };
         let mut done = 0;
         for at in 0..commands.len() {
@@ -248,17 +246,14 @@ impl Search<'_> {
                 continue;
             }
             go(&commands[done..at])?;
-            let bound: Vec<&Buffer> = slots.iter().map(|&s| &buffers[s as usize]).collect();
-            let read = || -> Result<Vec<Vec<u8>>, Fault> {
-                bound.iter().map(|b| backend.download(b, 0..b.bytes)).collect()
-            };
-            let before = read()?;
+            let bound: Vec<Buffer> = slots.iter().map(|&s| buffers[s as usize].clone()).collect();
+            let before = contents(backend, &bound)?;
             go(&commands[at..=at])?;
             done = at + 1;
             let scalars = &self.run.scalars[*first..*first + kernel.scalars.len()];
             let (origin, values) = &plan.origins[at];
             let scene = Scene { kernel, origin, before: &before, scalars };
-            self.look(&scene, values, &read()?)?;
+            self.look(&scene, values, &contents(backend, &bound)?)?;
         }
         Ok(())
     }

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use super::device::cpu;
-use super::dtype::{DType, Element, F32, F64, Scalar};
+use super::dtype::{DType, Scalar};
 use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
 use super::layout::{Dims, Layout};
-use super::observe::single;
+use super::observe::run_apart;
 use super::program::{Access, Inst, Lines, Program, Reg, Store};
 use super::schedule::Origin;
-use crate::backend::{Buffer, Fault};
+use crate::backend::Fault;
 use crate::error::ErrorKind;
 
 /// A kernel with what it reads.
@@ -76,14 +76,10 @@ fn is_bad(value: f64, nan: bool) -> bool {
     if nan { value.is_nan() } else { value.is_infinite() }
 }
 
-/// One element as a number. What is no float is never bad.
+/// One element as a number.
 fn number(dtype: DType, bytes: &[u8], at: usize) -> f64 {
     let element = bytes.get(at * dtype.size()..(at + 1) * dtype.size()).unwrap_or(&[]);
-    match dtype {
-        F32 => f32::from_bytes(element).first().map_or(0.0, |&v| f64::from(v)),
-        F64 => f64::from_bytes(element).first().copied().unwrap_or(0.0),
-        _ => 0.0,
-    }
+    dtype.numbers(element).first().copied().unwrap_or(0.0)
 }
 
 /// The number of the first coordinate at which there is a bad number.
@@ -246,8 +242,6 @@ fn run(
     inputs: &[(DType, &[u8])],
     outputs: &[(DType, usize)],
 ) -> Result<Vec<Vec<u8>>, Fault> {
-    let device = cpu();
-    let backend = device.backend();
     let written = |written: bool| move |dtype: DType| Binding { dtype, written };
     let bindings = (inputs.iter().map(|i| written(false)(i.0)))
         .chain(outputs.iter().map(|o| written(true)(o.0)))
@@ -259,14 +253,11 @@ fn run(
         label: scene.kernel.label.clone(),
         caller: scene.kernel.caller,
     };
-    let mut buffers: Vec<Buffer> =
-        inputs.iter().map(|(_, bytes)| backend.upload(bytes)).collect::<Result<_, _>>()?;
-    for (dtype, count) in outputs {
-        buffers.push(backend.alloc(dtype.size() * count)?);
-    }
-    let one = single(&Arc::new(kernel));
-    backend.run(&one, &backend.compile(&one)?, &buffers, scene.scalars)?;
-    buffers[inputs.len()..].iter().map(|b| backend.download(b, 0..b.bytes)).collect()
+    let before: Vec<Vec<u8>> = (inputs.iter().map(|(_, bytes)| bytes.to_vec()))
+        .chain(outputs.iter().map(|(dtype, count)| vec![0; dtype.size() * count]))
+        .collect();
+    let mut after = run_apart(cpu().backend(), &Arc::new(kernel), &before, scene.scalars)?;
+    Ok(after.split_off(inputs.len()))
 }
 
 /// All of a kernel's bindings, as inputs.

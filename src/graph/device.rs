@@ -250,8 +250,7 @@ impl Device {
         engine.epoch = engine.epoch.wrapping_add(1).max(1);
         let mut flush = Collection::new(engine.epoch);
         flush.collect(roots);
-        let watch = anomaly::watch_for(&flush.nodes);
-        flush.looks = watch.is_some();
+        let watch = flush.watch;
         if flush.nodes.is_empty() {
             span.forget();
             return whole.forget();
@@ -269,11 +268,7 @@ impl Device {
                 let mut plan = plan(&flush.graph(), self.0.backend.caps());
                 drop(span);
                 let _span = timeline::work("compile");
-                let compiled = match watch {
-                    Some(_) => self.0.backend.compile_checked(&plan.recording),
-                    None => self.0.backend.compile(&plan.recording),
-                };
-                match compiled {
+                match self.0.backend.compile(&plan.recording, watch.is_some()) {
                     Ok(compiled) => plan.compiled = Some(compiled),
                     Err(fault) => return flush.fail(&plan, fault),
                 }
@@ -313,23 +308,18 @@ impl Device {
             Some(compiled) if timeline::on() && watch.is_none() => {
                 timeline::run(self, &plan.recording, compiled, &buffers, &scalars)
             }
-            Some(compiled) => match watch {
-                None => backend.run(&plan.recording, compiled, &buffers, &scalars),
-                Some(watch) => {
-                    backend.run_checked(&plan.recording, compiled, &buffers, &scalars).map(|found| {
-                        let run = anomaly::Run {
-                            device: self,
-                            plan: &plan,
-                            nodes: &flush.nodes,
-                            leaves: &flush.leaves,
-                            buffers: &buffers,
-                            scalars: &scalars,
-                            index: &|node| flush.marked(node),
-                        };
-                        spoilt = anomaly::examine(&run, &found, watch);
-                    })
-                }
-            },
+            Some(compiled) => backend.run(&plan.recording, compiled, &buffers, &scalars).map(|found| {
+                let run = anomaly::Run {
+                    device: self,
+                    plan: &plan,
+                    nodes: &flush.nodes,
+                    leaves: &flush.leaves,
+                    buffers: &buffers,
+                    scalars: &scalars,
+                    index: &|node| flush.marked(node),
+                };
+                spoilt = watch.map_or(vec![], |watch| anomaly::examine(&run, &found, watch));
+            }),
             None => Ok(()),
         };
         drop(span);
@@ -386,8 +376,8 @@ pub(crate) fn fault_error(fault: Fault, caller: &'static Location<'static>, op: 
 /// The pending nodes of one flush and what they read, in the order that the plan counts them.
 struct Collection {
     epoch: u32,
-    /// Its kernels look at what they store. It may have to be run again, and so overwrites no leaf.
-    looks: bool,
+    /// What its kernels look for in what they store. Then it may have to be run again, and so overwrites no leaf.
+    watch: Option<anomaly::Watch>,
     nodes: Vec<Arc<Node>>,
     leaves: Vec<Arc<Node>>,
     buffers: Vec<Buffer>,
@@ -403,7 +393,7 @@ impl Collection {
     fn new(epoch: u32) -> Collection {
         Collection {
             epoch,
-            looks: false,
+            watch: None,
             nodes: vec![],
             leaves: vec![],
             buffers: vec![],
@@ -433,6 +423,7 @@ impl Collection {
             let state = node.state.lock();
             let State::Pending(recipe) = &*state else { continue };
             self.mark(&node, 0);
+            anomaly::Watch::join(&mut self.watch, recipe.note.as_deref());
             for input in &recipe.inputs {
                 if let Operand::Node(input, _) = input
                     && self.marked(input).is_none()
@@ -449,7 +440,7 @@ impl Collection {
     /// Numbers nodes, leaves and scalars, and hashes the structure. Nodes with failed inputs fail and are left out.
     fn index(&mut self) -> u64 {
         let mut hasher = HASHER.build_hasher();
-        hasher.write_u8(u8::from(self.looks));
+        hasher.write_u8(u8::from(self.watch.is_some()));
         let nodes = std::mem::take(&mut self.nodes);
         for node in nodes {
             let mut error = None;
@@ -476,7 +467,7 @@ impl Collection {
         self.keep =
             (self.nodes.iter().zip(&self.node_refs)).map(|(n, &r)| Arc::strong_count(n) > r + 1).collect();
         for (leaf, &refs) in self.leaves.iter().zip(&self.leaf_refs) {
-            let sole = !self.looks && Arc::strong_count(leaf) == refs + 1;
+            let sole = self.watch.is_none() && Arc::strong_count(leaf) == refs + 1;
             let buffer = leaf.buffer();
             // One for the node, one for the clone just made.
             let donated = sole && buffer.as_ref().is_some_and(|b| Arc::strong_count(&b.memory) == 2);

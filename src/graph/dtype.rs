@@ -64,6 +64,26 @@ impl DType {
     }
 }
 
+impl DType {
+    /// The numbers in `bytes`, which hold elements of this type; part of one at the end is left out.
+    pub fn numbers(self, bytes: &[u8]) -> Vec<f64> {
+        fn all<T: Element>(bytes: &[u8]) -> Vec<f64>
+        where
+            Scalar: From<T>,
+        {
+            T::from_bytes(bytes).into_iter().map(|v| Scalar::from(v).as_f64()).collect()
+        }
+        let bytes = &bytes[..bytes.len() / self.size() * self.size()];
+        match self {
+            Bool => all::<bool>(bytes),
+            U32 => all::<u32>(bytes),
+            I32 => all::<i32>(bytes),
+            F32 => all::<f32>(bytes),
+            F64 => all::<f64>(bytes),
+        }
+    }
+}
+
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

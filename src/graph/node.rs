@@ -68,6 +68,19 @@ pub enum NodeOp {
     Empty,
 }
 
+impl NodeOp {
+    /// By PyTorch's name, where it has one.
+    pub fn name(&self) -> &'static str {
+        match self {
+            NodeOp::Map { op, .. } => op.name,
+            NodeOp::Reduce(op) => op.name(),
+            NodeOp::Structured(op) => op.0.name(),
+            NodeOp::Write(_) => "write",
+            NodeOp::Empty => "empty",
+        }
+    }
+}
+
 #[derive(Clone)]
 pub enum Operand {
     Node(Arc<Node>, Layout),
@@ -97,7 +110,7 @@ impl Node {
         if let Some(error) = failed {
             return Node::with_state(device, dtype, shape, caller, State::Failed(error));
         }
-        let began = timeline::on().then(std::time::Instant::now);
+        let began = timeline::on().then(|| (op.name(), std::time::Instant::now()));
         let mut hasher = HASHER.build_hasher();
         (&op, dtype, shape).hash(&mut hasher);
         for input in &inputs {
@@ -107,11 +120,10 @@ impl Node {
                 Operand::Scalar(_) => 2u8.hash(&mut hasher),
             }
         }
-        let traced = began.map(|began| (op.clone(), began));
         let recipe = Recipe { op, inputs, key: hasher.finish(), note: anomaly::note(device) };
         let node = Node::with_state(device, dtype, shape, caller, State::Pending(Box::new(recipe)));
-        if let Some((op, began)) = traced {
-            timeline::recorded(&node, &op, began);
+        if let Some((op, began)) = began {
+            timeline::recorded(&node, op, began);
         }
         device.note_pending(&node);
         node
@@ -171,13 +183,6 @@ impl Node {
     /// The op that is to compute it, and the shapes of its operands.
     pub(super) fn recipe_in_words(&self) -> (&'static str, String) {
         let State::Pending(recipe) = &*self.state.lock() else { return ("", String::new()) };
-        let op = match &recipe.op {
-            NodeOp::Map { op, .. } => op.name,
-            NodeOp::Reduce(op) => op.name(),
-            NodeOp::Structured(op) => op.0.name(),
-            NodeOp::Write(_) => "write",
-            NodeOp::Empty => "empty",
-        };
         let shapes: Vec<String> = (recipe.inputs.iter())
             .filter_map(|input| match input {
                 Operand::Node(_, layout) => {
@@ -190,7 +195,7 @@ impl Node {
                 _ => None,
             })
             .collect();
-        (op, shapes.join(" and "))
+        (recipe.op.name(), shapes.join(" and "))
     }
 
     pub fn error(&self) -> Option<Error> {

@@ -54,7 +54,8 @@ pub(super) fn run(flush: &Flush<'_>) -> Result<(), Fault> {
 impl Flush<'_> {
     /// Runs all of it, as if nobody looked.
     pub fn whole(&self) -> Result<(), Fault> {
-        self.backend.run(self.recording, &self.backend.compile(self.recording)?, self.buffers, self.scalars)
+        let compiled = self.backend.compile(self.recording, false)?;
+        self.backend.run(self.recording, &compiled, self.buffers, self.scalars).map(drop)
     }
 
     /// The scalars of one of its kernels.
@@ -67,4 +68,32 @@ impl Flush<'_> {
 pub fn single(kernel: &Arc<Kernel>) -> Recording {
     let buffers = (0..kernel.bindings.len() as Slot).collect();
     Recording { commands: vec![Command::Dispatch { kernel: kernel.clone(), buffers, scalars: 0 }] }
+}
+
+/// Runs a kernel over these buffers.
+pub fn run_single(
+    backend: &dyn Backend,
+    kernel: &Arc<Kernel>,
+    buffers: &[Buffer],
+    scalars: &[Scalar],
+) -> Result<(), Fault> {
+    let one = single(kernel);
+    backend.run(&one, &backend.compile(&one, false)?, buffers, scalars).map(drop)
+}
+
+/// The same over buffers of its own, with these contents before; what they hold after.
+pub fn run_apart(
+    backend: &dyn Backend,
+    kernel: &Arc<Kernel>,
+    before: &[Vec<u8>],
+    scalars: &[Scalar],
+) -> Result<Vec<Vec<u8>>, Fault> {
+    let buffers = before.iter().map(|bytes| backend.upload(bytes)).collect::<Result<Vec<_>, _>>()?;
+    run_single(backend, kernel, &buffers, scalars)?;
+    contents(backend, &buffers)
+}
+
+/// What buffers hold.
+pub fn contents(backend: &dyn Backend, buffers: &[Buffer]) -> Result<Vec<Vec<u8>>, Fault> {
+    buffers.iter().map(|b| backend.download(b, 0..b.bytes)).collect()
 }

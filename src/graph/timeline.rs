@@ -13,7 +13,7 @@ use super::dtype::{DType, Scalar};
 use super::figures::Figures;
 use super::kernel::{Command, Recording};
 use super::layout::Dims;
-use super::node::{Node, NodeOp};
+use super::node::Node;
 use crate::backend::{Backend, Buffer, Compiled, Fault};
 
 /// One span, from the beginning of the recording on.
@@ -209,17 +209,10 @@ pub(super) fn work(name: &'static str) -> Span {
 }
 
 /// A node that is being recorded, from `start` until now.
-pub(super) fn recorded(node: &Node, op: &NodeOp, start: Instant) {
+pub(super) fn recorded(node: &Node, op: &'static str, start: Instant) {
     saw(&node.device);
-    let name = match op {
-        NodeOp::Map { op, .. } => op.name,
-        NodeOp::Reduce(op) => op.name(),
-        NodeOp::Structured(op) => op.0.name(),
-        NodeOp::Write(_) => "write",
-        NodeOp::Empty => "empty",
-    };
     let args = Args::Op { shape: node.shape.clone(), dtype: node.dtype, caller: node.caller };
-    emit(&here(), name.into(), "record", start, start.elapsed(), &args);
+    emit(&here(), op.into(), "record", start, start.elapsed(), &args);
 }
 
 /// As [`Backend::run`], with a span for each kernel.
@@ -243,7 +236,7 @@ pub(super) fn run(
     let done = backend.run(recording, compiled, buffers, scalars);
     let whole = start.elapsed();
     let timings = backend.profile(false);
-    done?;
+    done.map(drop)?;
     // The device has a clock of its own: the last kernel ended before the wait for it did.
     let end = timings.iter().map(|t| t.start + t.duration).max().unwrap_or_default();
     let first = start + whole.saturating_sub(end).min(whole);
@@ -268,7 +261,7 @@ fn one_by_one(
     for (number, command) in recording.commands.iter().enumerate() {
         let here = |fault: Fault| Fault { command: Some(number), ..fault };
         let one = Recording { commands: vec![command.clone()] };
-        let compiled = backend.compile(&one).map_err(here)?;
+        let compiled = backend.compile(&one, false).map_err(here)?;
         let start = Instant::now();
         backend.run(&one, &compiled, buffers, scalars).map_err(here)?;
         backend.wait().map_err(here)?;

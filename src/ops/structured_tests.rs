@@ -120,7 +120,7 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
             scalars: 0,
         }],
     };
-    let compiled = device.compile(&recording)?;
+    let compiled = device.compile(&recording, false)?;
     device.run(&recording, &compiled, &buffers, &[])?;
     device.download(&buffers[inputs], 0..bytes)
 }

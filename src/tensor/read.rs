@@ -60,8 +60,7 @@ impl Tensor {
     /// # Errors
     /// As [`to_vec`](Tensor::to_vec).
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
-        let values = widen(self.dtype(), &self.contiguous().bytes()?);
-        Ok(values.into_iter().map(Scalar::as_f64).collect())
+        Ok(self.dtype().numbers(&self.contiguous().bytes()?))
     }
 
     /// The value of a one-element tensor (`Tensor.item`).

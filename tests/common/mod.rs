@@ -1,7 +1,7 @@
 //! What the test files share.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use wgrad::prelude::*;
 
@@ -38,4 +38,18 @@ pub fn assert_close(got: &Tensor, expected: &[f64], tolerance: f64, what: &str) 
         let same = g == e || (g.is_nan() && e.is_nan()) || (g - e).abs() <= tolerance * e.abs().max(1.0);
         assert!(same, "{what}: element {i} is {g}, expected {e}");
     }
+}
+
+/// One test of a file at a time: such as count what devices do, or see all threads.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// A tensor whose values are there, on a device with nothing left to do.
+pub fn ready(device: &Device, shape: &[usize]) -> Tensor {
+    let t = options().device(device).rand(shape);
+    t.check().unwrap();
+    device.synchronize().unwrap();
+    t
 }

@@ -72,6 +72,8 @@ struct Cpu {
 struct Ready {
     commands: Vec<Option<Prepared>>,
     parallel: bool,
+    /// Look at what is stored.
+    looks: bool,
 }
 
 struct Prepared {
@@ -115,34 +117,14 @@ impl Cpu {
         self.pool.take(bytes).ok_or_else(refused)
     }
 
-    fn run_looking(
-        &self,
-        recording: &Recording,
-        compiled: &Compiled,
-        buffers: &[Buffer],
-        scalars: &[Scalar],
-        found: Option<&mut Vec<Found>>,
-    ) -> Result<(), Fault> {
-        let ready: &Ready =
-            compiled.downcast_ref().ok_or_else(|| fault(ErrorKind::Backend, "a plan of another device"))?;
-        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[&Block; 16]>, _>>()?;
-        let _lock = self.running.lock();
-        if ready.parallel {
-            enter(|| self.execute(recording, ready, &blocks, scalars, found))
-        } else {
-            self.execute(recording, ready, &blocks, scalars, found)
-        }
-    }
-
     fn execute(
         &self,
         recording: &Recording,
         ready: &Ready,
         blocks: &[&Block],
         scalars: &[Scalar],
-        mut found: Option<&mut Vec<Found>>,
-    ) -> Result<(), Fault> {
-        let seen = Seen::default();
+    ) -> Result<Vec<Found>, Fault> {
+        let (seen, mut found) = (Seen::default(), vec![]);
         let timed = report::level() >= 2 || self.profile.lock().is_some();
         let mut timings = timed.then(Vec::new);
         let first = Instant::now();
@@ -160,14 +142,14 @@ impl Cpu {
                             buffers,
                             blocks,
                             scalars,
-                            found.is_some().then_some(&seen),
+                            ready.looks.then_some(&seen),
                         )
                     }
                     _ => Err(fault(ErrorKind::Backend, "the recording was not the one compiled")),
                 },
             };
             done.map_err(at)?;
-            if let Some(found) = &mut found {
+            if ready.looks {
                 found.push(seen.take());
             }
             if let Some(timings) = &mut timings
@@ -187,7 +169,7 @@ impl Cpu {
         if let (Some(kept), Some(timings)) = (&mut *self.profile.lock(), timings) {
             kept.extend(timings);
         }
-        Ok(())
+        Ok(found)
     }
 
     fn dispatch(
@@ -416,8 +398,8 @@ impl Backend for Cpu {
         Box::pin(std::future::ready(self.download(from, range)))
     }
 
-    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
-        let mut ready = Ready { commands: vec![], parallel: false };
+    fn compile(&self, recording: &Recording, looks: bool) -> Result<Compiled, Fault> {
+        let mut ready = Ready { commands: vec![], parallel: false, looks };
         for (number, command) in recording.commands.iter().enumerate() {
             ready.commands.push(match command {
                 Command::Copy { .. } => None,
@@ -442,20 +424,16 @@ impl Backend for Cpu {
         compiled: &Compiled,
         buffers: &[Buffer],
         scalars: &[Scalar],
-    ) -> Result<(), Fault> {
-        self.run_looking(recording, compiled, buffers, scalars, None)
-    }
-
-    fn run_checked(
-        &self,
-        recording: &Recording,
-        compiled: &Compiled,
-        buffers: &[Buffer],
-        scalars: &[Scalar],
     ) -> Result<Vec<Found>, Fault> {
-        let mut found = vec![];
-        self.run_looking(recording, compiled, buffers, scalars, Some(&mut found))?;
-        Ok(found)
+        let ready: &Ready =
+            compiled.downcast_ref().ok_or_else(|| fault(ErrorKind::Backend, "a plan of another device"))?;
+        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[&Block; 16]>, _>>()?;
+        let _lock = self.running.lock();
+        if ready.parallel {
+            enter(|| self.execute(recording, ready, &blocks, scalars))
+        } else {
+            self.execute(recording, ready, &blocks, scalars)
+        }
     }
 
     fn synchronize(&self) -> Result<(), Fault> {

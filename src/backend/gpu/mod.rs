@@ -150,38 +150,6 @@ impl Gpu {
     pub fn info(&self) -> &AdapterInfo {
         &self.info
     }
-
-    fn compile_plan(&self, recording: &Recording, looks: bool) -> Result<Compiled, Fault> {
-        self.faults.take()?;
-        let plan = self.pipelines.compile(&self.device, &self.info, recording, looks)?;
-        Ok(Arc::new(tune::Repeated::new(plan)))
-    }
-
-    /// Gives what each command stored, where the plan looks.
-    fn run_recording(
-        &self,
-        recording: &Recording,
-        compiled: &Compiled,
-        buffers: &[Buffer],
-        scalars: &[Scalar],
-    ) -> Result<Vec<Found>, Fault> {
-        self.faults.take()?;
-        let repeated = compiled.downcast_ref::<tune::Repeated>().ok_or_else(|| Fault {
-            kind: crate::error::ErrorKind::Device,
-            message: "a recording compiled for another device".into(),
-            command: None,
-        })?;
-        let plan = repeated.plan();
-        let found = match self.run_plan(&plan, buffers, scalars)? {
-            Some((staging, stride, submission)) => {
-                check::read(self, &plan, recording, &staging, stride, submission)?
-            }
-            None => vec![],
-        };
-        self.faults.take()?;
-        self.tune(recording, repeated, buffers);
-        Ok(found)
-    }
 }
 
 impl Backend for Gpu {
@@ -227,12 +195,10 @@ impl Backend for Gpu {
         self.read_async(from, range)
     }
 
-    fn compile(&self, recording: &Recording) -> Result<Compiled, Fault> {
-        self.compile_plan(recording, false)
-    }
-
-    fn compile_checked(&self, recording: &Recording) -> Result<Compiled, Fault> {
-        self.compile_plan(recording, true)
+    fn compile(&self, recording: &Recording, looks: bool) -> Result<Compiled, Fault> {
+        self.faults.take()?;
+        let plan = self.pipelines.compile(&self.device, &self.info, recording, looks)?;
+        Ok(Arc::new(tune::Repeated::new(plan)))
     }
 
     fn run(
@@ -241,19 +207,23 @@ impl Backend for Gpu {
         compiled: &Compiled,
         buffers: &[Buffer],
         scalars: &[Scalar],
-    ) -> Result<(), Fault> {
-        self.run_recording(recording, compiled, buffers, scalars)?;
-        Ok(())
-    }
-
-    fn run_checked(
-        &self,
-        recording: &Recording,
-        compiled: &Compiled,
-        buffers: &[Buffer],
-        scalars: &[Scalar],
     ) -> Result<Vec<Found>, Fault> {
-        self.run_recording(recording, compiled, buffers, scalars)
+        self.faults.take()?;
+        let repeated = compiled.downcast_ref::<tune::Repeated>().ok_or_else(|| Fault {
+            kind: crate::error::ErrorKind::Device,
+            message: "a recording compiled for another device".into(),
+            command: None,
+        })?;
+        let plan = repeated.plan();
+        let found = match self.run_plan(&plan, buffers, scalars)? {
+            Some((staging, stride, submission)) => {
+                check::read(self, &plan, recording, &staging, stride, submission)?
+            }
+            None => vec![],
+        };
+        self.faults.take()?;
+        self.tune(recording, repeated, buffers);
+        Ok(found)
     }
 
     fn driver(&self) -> String {

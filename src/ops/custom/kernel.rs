@@ -408,7 +408,7 @@ impl Registered {
         let operands = read
             .iter()
             .map(|t| {
-                let whole = t.detach().whole(caller);
+                let whole = t.alias().whole(caller);
                 whole.operand(whole.layout().clone())
             })
             .collect();
@@ -496,7 +496,7 @@ impl StructuredOp for Instance {
             }
             _ => {
                 let inputs: Vec<Vec<f64>> =
-                    call.inputs.iter().zip(&bytes).map(|((dtype, _), b)| widen(*dtype, b)).collect();
+                    call.inputs.iter().zip(&bytes).map(|((dtype, _), b)| dtype.numbers(b)).collect();
                 let inputs: Vec<&[f64]> = inputs.iter().map(Vec::as_slice).collect();
                 let mut values = vec![0.0; out.len() / call.out_dtype.size()];
                 (self.op.double)(&shapes, &inputs, &mut values);
@@ -508,17 +508,6 @@ impl StructuredOp for Instance {
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
             format!("has a CPU kernel that panicked: {text}")
         })
-    }
-}
-
-fn widen(dtype: DType, bytes: &[u8]) -> Vec<f64> {
-    match dtype {
-        DType::F64 => bytemuck::cast_slice(bytes).to_vec(),
-        DType::F32 => bytemuck::cast_slice::<u8, f32>(bytes).iter().map(|&v| f64::from(v)).collect(),
-        DType::I32 => bytemuck::cast_slice::<u8, i32>(bytes).iter().map(|&v| f64::from(v)).collect(),
-        DType::U32 | DType::Bool => {
-            bytemuck::cast_slice::<u8, u32>(bytes).iter().map(|&v| f64::from(v)).collect()
-        }
     }
 }
 

@@ -329,7 +329,7 @@ fn a_plan_that_repeats_is_tuned_and_its_results_stay() {
     buffers.push(device.alloc(4 * m * n).unwrap());
     let command = Command::Dispatch { kernel: Arc::new(kernel), buffers: vec![0, 1, 2], scalars: 0 };
     let recording = Recording { commands: vec![command] };
-    let compiled = device.compile(&recording).unwrap();
+    let compiled = device.compile(&recording, false).unwrap();
     let mut first = None;
     for turn in 0..40 {
         device.run(&recording, &compiled, &buffers, &[]).unwrap();

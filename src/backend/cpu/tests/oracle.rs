@@ -48,7 +48,7 @@ pub(super) fn run(body: Body, buffers: &[Vec<u8>], scalars: &[Scalar]) -> Result
     let recording = Recording {
         commands: vec![Command::Dispatch { kernel: Arc::new(kernel), buffers: slots, scalars: 0 }],
     };
-    let compiled = device.compile(&recording)?;
+    let compiled = device.compile(&recording, false)?;
     let on_device = buffers.iter().map(|b| device.upload(b)).collect::<Result<Vec<_>, _>>()?;
     device.run(&recording, &compiled, &on_device, scalars)?;
     on_device.iter().map(|b| device.download(b, 0..b.bytes)).collect()

@@ -114,7 +114,7 @@ fn a_rejected_shader_is_a_fault() {
     let x = b.load(0, F32, l.clone());
     let y = b.f(&WRONG, &[x]);
     let k = kernel(Body::Map(vec![b.store(y, 1, F32, l).done()]), &[(F32, false), (F32, true)], &[]);
-    let fault = gpu.compile(&dispatch(k)).err().unwrap();
+    let fault = gpu.compile(&dispatch(k), false).err().unwrap();
     assert_eq!((fault.kind, fault.command), (ErrorKind::Backend, Some(0)));
     assert!(fault.message.contains("no_such_function"), "{}", fault.message);
     // And nothing is left behind.
@@ -137,7 +137,7 @@ fn uncaptured_errors_come_out_of_the_next_call() {
     // wgpu's own validation: a bad copy is a fault, not a panic.
     let a = gpu.alloc(4).unwrap();
     let recording = Recording { commands: vec![Command::Copy { from: 0, to: 1, bytes: 1 << 20 }] };
-    let compiled = gpu.compile(&recording).unwrap();
+    let compiled = gpu.compile(&recording, false).unwrap();
     assert!(gpu.run(&recording, &compiled, &[a.clone(), a.clone()], &[]).is_err());
     assert!(gpu.run(&recording, &compiled, &[a], &[]).is_err());
     gpu.synchronize().unwrap();

@@ -92,7 +92,7 @@ pub fn dispatch(kernel: Kernel) -> Recording {
 /// Uploads, runs, and reads everything back.
 pub fn run(gpu: &Gpu, recording: &Recording, data: &[Vec<u32>], scalars: &[Scalar]) -> Vec<Vec<u32>> {
     let buffers: Vec<_> = data.iter().map(|d| gpu.upload(bytemuck::cast_slice(d)).unwrap()).collect();
-    let compiled = gpu.compile(recording).unwrap_or_else(|f| panic!("{}", f.message));
+    let compiled = gpu.compile(recording, false).unwrap_or_else(|f| panic!("{}", f.message));
     gpu.run(recording, &compiled, &buffers, scalars).unwrap_or_else(|f| panic!("{}", f.message));
     let read = |b: &Buffer| bytemuck::pod_collect_to_vec(&gpu.download(b, 0..b.bytes).unwrap());
     buffers.iter().map(read).collect()
