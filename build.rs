@@ -112,7 +112,9 @@ mod table {
             };
             let wgsl = expand(false)?;
             let on = |wanted: &str| defines.iter().any(|(name, value)| name == wanted && value != "0");
-            let extras = lint::Extras { subgroups: on("SUBGROUP"), pairs: on("PAIRS"), status: false };
+            let halves = wgsl.starts_with("enable f16");
+            let extras =
+                lint::Extras { subgroups: on("SUBGROUP"), pairs: on("PAIRS"), halves, status: false };
             let module = lint::check(&path, &wgsl, extras)?;
             let extras = lint::Extras { status: true, ..extras };
             lint::check(&format!("{path}, looking"), &expand(true)?, extras)?;
@@ -201,9 +203,10 @@ mod table {
         }
         let fill = Fill { defines: &defines_ref, epilogue: &epilogue, status: &status };
         let wgsl = template::expand(text, library, &fill)?;
-        match looks {
-            true => template::looking(&wgsl, &if mentioned { String::new() } else { template::status(at) }),
-            false => Ok(wgsl),
-        }
+        let wgsl = match looks {
+            true => template::looking(&wgsl, &if mentioned { String::new() } else { template::status(at) })?,
+            false => wgsl,
+        };
+        Ok(template::enabling(wgsl))
     }
 }

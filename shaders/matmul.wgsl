@@ -6,7 +6,7 @@
 //
 // A_AT, B_AT: bindings. A_VEC, B_VEC: read vec4s; A_BY_ROW: a's vec4s lie along its rows (the dimension m), not
 // along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
-// dimensions. VEC4: the output is
+// dimensions. HALF: a and b are of halves. VEC4: the output is
 // stored in vec4s; TURNED: these lie along m.
 //! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
 //! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
@@ -28,8 +28,19 @@
 //! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
 //! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
+//! variant lanes, halves, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 HALF=1
+//! variant lanes, halves, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
+//! variant lanes, halves, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
+//! variant tiles of 128, halves, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1 HALF=1
+//! variant tiles of 32, halves, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
+//! variant dot products, halves, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0 HALF=1
+//! variant slices of columns times vector, halves: T=f32 A_AT=2 B_AT=3 COLUMN=1 SLICES=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
+//! variant any, halves: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 HALF=1
 
 #import loops
+#if HALF
+#import half
+#endif
 #if PAIRS
 #import pairs
 #endif
@@ -59,6 +70,21 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #for X x at in A a ${A_AT}, B b ${B_AT}
+#if HALF
+#if ${X}_VEC
+@group(0) @binding(${at}) var<storage, read> ${x}: array<vec2<u32>>;
+
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return from_halves(${x}[at / 4u]);
+}
+#else
+@group(0) @binding(${at}) var<storage, read> ${x}: array<f16>;
+
+fn ${x}_one(at: u32) -> f32 {
+    return f32(${x}[at]);
+}
+#endif
+#else
 #if ${X}_VEC
 #if PAIRS
 #if ${X}_LOOSE
@@ -86,6 +112,11 @@ fn ${x}_four(at: u32) -> vec4<${T}> {
 #endif
 #else
 @group(0) @binding(${at}) var<storage, read> ${x}: array<${T}>;
+
+fn ${x}_one(at: u32) -> ${T} {
+    return ${x}[at];
+}
+#endif
 #endif
 #end
 #epilogue
@@ -141,10 +172,10 @@ fn load_a(base: u32, row: u32, k: u32) -> vec4<${T}> {
 #if K_TAIL
     let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
     let i = at + min(l, vec4<u32>(params.k - 1u)) * params.a_k;
-    return select(vec4<${T}>(), vec4<${T}>(a[i.x], a[i.y], a[i.z], a[i.w]), l < vec4<u32>(params.k));
+    return select(vec4<${T}>(), vec4<${T}>(a_one(i.x), a_one(i.y), a_one(i.z), a_one(i.w)), l < vec4<u32>(params.k));
 #else
     let i = at + (vec4<u32>(0u, 1u, 2u, 3u) + k) * params.a_k;
-    return vec4<${T}>(a[i.x], a[i.y], a[i.z], a[i.w]);
+    return vec4<${T}>(a_one(i.x), a_one(i.y), a_one(i.z), a_one(i.w));
 #endif
 #endif
 }
@@ -177,7 +208,7 @@ fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
     let cols = min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(params.n - 1u));
     let i = base + min(k, params.k - 1u) * params.b_k + cols * params.b_n;
-    let v = vec4<${T}>(b[i.x], b[i.y], b[i.z], b[i.w]);
+    let v = vec4<${T}>(b_one(i.x), b_one(i.y), b_one(i.z), b_one(i.w));
 #if K_TAIL
     return select(vec4<${T}>(), v, k < params.k);
 #else
@@ -539,7 +570,7 @@ fn load_column(base: u32, k: u32, col: u32) -> vec4<${T}> {
 #else
     let l = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
     let i = at + min(l, vec4<u32>(params.k - 1u)) * params.b_k;
-    return select(vec4<${T}>(), vec4<${T}>(b[i.x], b[i.y], b[i.z], b[i.w]), l < vec4<u32>(params.k));
+    return select(vec4<${T}>(), vec4<${T}>(b_one(i.x), b_one(i.y), b_one(i.z), b_one(i.w)), l < vec4<u32>(params.k));
 #endif
 }
 #endif
@@ -640,7 +671,7 @@ fn slices_of_columns(
     var sum = vec4<f32>();
     let depth = bound(params.k, tile);
     for (var k = index / 8u; k < depth; k += 32u) {
-        sum = fma(load_a(at.a, row, k), vec4<f32>(b[at.b + k * params.b_k]), sum);
+        sum = fma(load_a(at.a, row, k), vec4<f32>(b_one(at.b + k * params.b_k)), sum);
     }
     slices[index] = sum;
     workgroupBarrier();
@@ -673,7 +704,7 @@ fn any_strides(
     var sum = ${T}();
     let depth = bound(params.k, i);
     for (var k = 0u; k < depth; k++) {
-        sum += a[x + k * params.a_k] * b[y + k * params.b_k];
+        sum += a_one(x + k * params.a_k) * b_one(y + k * params.b_k);
     }
     store(params.out_offset + i, sum);
 }

@@ -64,7 +64,7 @@ pub mod prelude {
     pub use crate::data::{DataLoader, Dataset, TensorDataset};
     pub use crate::device::{Device, cpu, device, gpu, manual_seed};
     pub use crate::error::{Error, ErrorKind, Result};
-    pub use crate::graph::dtype::{Bool, DType, F32, F64, I32, U32};
+    pub use crate::graph::dtype::{Bool, DType, F16, F32, F64, I32, U32};
     pub use crate::nn::{
         self, AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Embedding, Flatten,
         GELU, LayerNorm, Linear, MaxPool2d, Module, Parameter, RMSNorm, ReLU, Sequential, SiLU, Sigmoid,

@@ -38,6 +38,7 @@ pub struct Caps {
     pub max_bindings: usize,
     /// Bytes one binding may have.
     pub max_binding_bytes: usize,
+    pub f16: bool,
     pub f64: bool,
     /// A reduction to `outputs` values of `reduced` each, of neighbours in memory or of `columns`, is cut in so many
     /// partial ones first (1: not cut).
@@ -130,7 +131,11 @@ pub trait Backend: Send + Sync {
     }
     /// Whether kernels of this dtype run here.
     fn supports(&self, dtype: DType) -> bool {
-        dtype != DType::F64 || self.caps().f64
+        match dtype {
+            DType::F16 => self.caps().f16,
+            DType::F64 => self.caps().f64,
+            _ => true,
+        }
     }
 }
 

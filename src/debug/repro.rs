@@ -361,6 +361,7 @@ fn from_bits(dtype: DType, bits: u64) -> Scalar {
         DType::Bool => Scalar::Bool(bits != 0),
         DType::U32 => Scalar::Int(i64::from(bits as u32)),
         DType::I32 => Scalar::Int(i64::from(bits as u32 as i32)),
+        DType::F16 => Scalar::from(half::f16::from_bits(bits as u16)),
         DType::F32 => Scalar::Float(f64::from(f32::from_bits(bits as u32))),
         DType::F64 => Scalar::Float(f64::from_bits(bits)),
     }

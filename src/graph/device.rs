@@ -581,8 +581,7 @@ pub(crate) fn check_dtype(
     if device.backend().supports(dtype) {
         return Ok(());
     }
-    let message = format!(
-        "{dtype} is not available on {device}: WGSL has no such type. Use float32, or the cpu device"
-    );
+    let why = if dtype == DType::F16 { "it lacks the feature shader-f16" } else { "WGSL has no such type" };
+    let message = format!("{dtype} is not available on {device}: {why}. Use float32, or the cpu device");
     Err(Error::at(caller, ErrorKind::DType, op, message))
 }

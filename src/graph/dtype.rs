@@ -1,7 +1,9 @@
 //! Element types and their rules: sizes, names, promotion. Everything that depends on a dtype's identity
-//! alone stands here, so that a new dtype (f16 is next) is a change to this file and to the kernels.
+//! alone stands here, so that a new dtype is a change to this file and to the kernels.
 
 use std::fmt;
+
+use half::f16;
 
 /// The element type of a tensor.
 ///
@@ -11,26 +13,29 @@ pub enum DType {
     Bool,
     U32,
     I32,
+    /// Stored in 16 bits; arithmetic is done in [`F32`], and rounded where a result is stored.
+    F16,
     F32,
     /// On the CPU only: WGSL has no 64-bit float.
     F64,
 }
 
-pub use DType::{Bool, F32, F64, I32, U32};
+pub use DType::{Bool, F16, F32, F64, I32, U32};
 
 impl DType {
-    pub const ALL: [DType; 5] = [Bool, U32, I32, F32, F64];
+    pub const ALL: [DType; 6] = [Bool, U32, I32, F16, F32, F64];
 
     /// Bytes of one stored element.
     pub const fn size(self) -> usize {
         match self {
+            F16 => 2,
             F64 => 8,
             Bool | U32 | I32 | F32 => 4,
         }
     }
 
     pub const fn is_float(self) -> bool {
-        matches!(self, F32 | F64)
+        matches!(self, F16 | F32 | F64)
     }
 
     /// PyTorch's name for it, without the `torch.`.
@@ -39,8 +44,17 @@ impl DType {
             Bool => "bool",
             U32 => "uint32",
             I32 => "int32",
+            F16 => "float16",
             F32 => "float32",
             F64 => "float64",
+        }
+    }
+
+    /// The type in which values of this type are computed (`opmath_type` in PyTorch's kernels).
+    pub const fn opmath(self) -> DType {
+        match self {
+            F16 => F32,
+            other => other,
         }
     }
 
@@ -78,6 +92,7 @@ impl DType {
             Bool => all::<bool>(bytes),
             U32 => all::<u32>(bytes),
             I32 => all::<i32>(bytes),
+            F16 => all::<f16>(bytes),
             F32 => all::<f32>(bytes),
             F64 => all::<f64>(bytes),
         }
@@ -123,6 +138,7 @@ impl Scalar {
                 Scalar::Int(v) => u64::from((v as f32).to_bits()),
                 _ => u64::from((self.as_f64() as f32).to_bits()),
             },
+            F16 => u64::from(f16::from_f64(self.as_f64()).to_bits()),
             F64 => self.as_f64().to_bits(),
         }
     }
@@ -136,6 +152,12 @@ macro_rules! scalar_from {
     )*)*};
 }
 scalar_from! { Bool as bool: bool; Int as i64: i32 i64 u32 usize isize; Float as f64: f32 f64; }
+
+impl From<f16> for Scalar {
+    fn from(v: f16) -> Scalar {
+        Scalar::Float(v.to_f64())
+    }
+}
 
 /// A Rust type that is the element of a tensor.
 pub trait Element: Copy + Send + Sync + fmt::Debug + PartialEq + 'static {
@@ -155,6 +177,21 @@ macro_rules! element {
     )*};
 }
 element! { u32 = U32, i32 = I32, f32 = F32, f64 = F64 }
+
+impl Element for f16 {
+    const DTYPE: DType = F16;
+    fn to_bytes(values: &[f16]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_ne_bytes()).collect()
+    }
+    fn from_bytes(bytes: &[u8]) -> Vec<f16> {
+        u16s(bytes).map(f16::from_bits).collect()
+    }
+}
+
+/// The 16-bit words in `bytes`.
+pub(crate) fn u16s(bytes: &[u8]) -> impl ExactSizeIterator<Item = u16> + '_ {
+    bytes.chunks_exact(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]]))
+}
 
 impl Element for bool {
     const DTYPE: DType = Bool;

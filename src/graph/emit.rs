@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::dtype::DType;
 use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
 use super::layout::{Dims, Layout, numel};
 use super::node::NodeOp;
-use super::program::{Access, Inst, Program, Reg, Store};
+use super::program::{Access, CAST, Inst, Program, Reg, Store};
 use super::schedule::{Input, Origin, Scheduler, Step, Value, is_identity, through};
 
 impl Scheduler<'_> {
@@ -23,12 +23,13 @@ impl Scheduler<'_> {
         let body = match (&node.op, &node.inputs[..]) {
             (NodeOp::Reduce(op), [input @ Input::Value(_, layout)]) => {
                 e.begin(&layout.shape, None);
-                let value = e.input(input, layout, node.dtype);
+                let dtype = node.dtype.opmath();
+                let value = e.input(input, layout, dtype);
                 let (pre, kept) = e.take(node.shape.len());
                 e.shared.name(op.name());
                 e.outputs(roots, &group.shape, anchor);
                 let post = e.take(0).0;
-                Body::Reduce(Reduce { op: *op, dtype: node.dtype, pre, value, kept, post })
+                Body::Reduce(Reduce { op: *op, dtype, pre, value, kept, post })
             }
             (NodeOp::Structured(op), inputs) => {
                 let mut reads = vec![];
@@ -46,7 +47,7 @@ impl Scheduler<'_> {
                     op: op.clone(),
                     inputs: reads,
                     out_shape: node.shape.clone(),
-                    out_dtype: node.dtype,
+                    out_dtype: node.dtype.opmath(),
                     post: e.take(0).0,
                 })
             }
@@ -170,7 +171,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
             let node = self.s.node(root);
             let whole = Layout::contiguous(shape);
             let reg = if Some(root) == anchor {
-                self.push(Inst::Anchor(node.dtype))
+                self.push(Inst::Anchor(node.dtype.opmath()))
             } else {
                 self.compute(root, &whole)
             };
@@ -179,6 +180,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
     }
 
     fn store(&mut self, value: Reg, to: Value, dtype: DType, layout: Layout) {
+        let value = self.converted(value, dtype);
         let binding = self.shared.binding(to, dtype, true);
         self.program.stores.push(Store { value, to: Access { binding, dtype, layout } });
     }
@@ -195,10 +197,26 @@ impl<'s, 'g> Emitter<'s, 'g> {
         reg
     }
 
-    /// An operand, read through `view` over the program's shape. Scalars take `dtype`.
+    /// A register's value in another type. Halves are computed in single precision, and rounded when they are stored
+    /// or a program asks for it.
+    fn converted(&mut self, reg: Reg, result: DType) -> Reg {
+        let operand = self.program.dtype(reg);
+        if operand == result {
+            return reg;
+        }
+        self.push(Inst::Op { op: &CAST, operand, result, args: smallvec![reg] })
+    }
+
+    /// An operand as `dtype`, read through `view` over the program's shape.
     fn input(&mut self, input: &Input, view: &Layout, dtype: DType) -> Reg {
+        let reg = self.operand(input, view, dtype);
+        self.converted(reg, dtype)
+    }
+
+    fn operand(&mut self, input: &Input, view: &Layout, dtype: DType) -> Reg {
         match input {
             Input::Scalar(index) => {
+                let dtype = dtype.opmath();
                 let slot = self.shared.scalar(*index, dtype);
                 self.push(Inst::Scalar { slot, dtype })
             }
@@ -207,7 +225,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
                 self.push(Inst::Index(i))
             }
             Input::Value(Value::Node(p), _) if self.anchor == Some(*p) => {
-                self.push(Inst::Anchor(self.s.node(*p).dtype))
+                self.push(Inst::Anchor(self.s.node(*p).dtype.opmath()))
             }
             Input::Value(Value::Node(p), _) if self.computes(*p, view) => self.compute(*p, view),
             Input::Value(value, _) => {
@@ -237,6 +255,11 @@ impl<'s, 'g> Emitter<'s, 'g> {
         let NodeOp::Map { op, operand } = node.op else {
             unreachable!("only elementwise values are computed within another kernel")
         };
+        // A conversion is between the very types that it names.
+        let (operand, result) = match op == &CAST {
+            true => (operand, node.dtype),
+            false => (operand.opmath(), node.dtype.opmath()),
+        };
         let n = numel(&node.shape);
         let mut args = SmallVec::new();
         for (k, input) in node.inputs.iter().enumerate() {
@@ -250,7 +273,7 @@ impl<'s, 'g> Emitter<'s, 'g> {
             args.push(self.input(input, &view, dtype));
         }
         self.shared.name(op.name);
-        let reg = self.push(Inst::Op { op, operand, result: node.dtype, args });
+        let reg = self.push(Inst::Op { op, operand, result, args });
         self.origin[usize::from(reg)].get_or_insert(p as u32);
         self.memo.insert((p, view.clone()), reg);
         reg

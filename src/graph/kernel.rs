@@ -100,12 +100,12 @@ impl ReduceOp {
     /// The value of an empty reduction. (PyTorch refuses to take an extremum of nothing; that is checked when
     /// the op is recorded.)
     pub fn identity(self, dtype: DType) -> Scalar {
-        use DType::{Bool, F32, F64, I32, U32};
+        use DType::{Bool, F16, F32, F64, I32, U32};
         match (self, dtype) {
             (ReduceOp::Sum, _) => Scalar::Int(0),
             (ReduceOp::Prod, _) => Scalar::Int(1),
-            (ReduceOp::Max, F32 | F64) => Scalar::Float(f64::NEG_INFINITY),
-            (ReduceOp::Min, F32 | F64) => Scalar::Float(f64::INFINITY),
+            (ReduceOp::Max, F16 | F32 | F64) => Scalar::Float(f64::NEG_INFINITY),
+            (ReduceOp::Min, F16 | F32 | F64) => Scalar::Float(f64::INFINITY),
             (ReduceOp::Max, I32) => Scalar::Int(i64::from(i32::MIN)),
             (ReduceOp::Min, I32) => Scalar::Int(i64::from(i32::MAX)),
             (ReduceOp::Max, U32 | Bool) => Scalar::Int(0),
@@ -122,6 +122,7 @@ pub struct Structured {
     /// Bindings `0..inputs.len()`; each with the layout of the view that is read.
     pub inputs: Vec<(DType, Layout)>,
     pub out_shape: Dims,
+    /// In which it computes: never [`DType::F16`].
     pub out_dtype: DType,
     /// Over the elements of the output (its shape may be collapsed); `Inst::Anchor` is the op's result. It
     /// always ends in at least one store. An op that takes no epilogue gets a post of one plain store to a
@@ -141,6 +142,10 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     }
     /// Whether results come tile by tile, so that an epilogue meets its operands out of memory's order.
     fn stores_tiles(&self) -> bool {
+        false
+    }
+    /// Whether its GPU kernels read halves as they are. (Others get them widened, and all CPU kernels do.)
+    fn reads_halves(&self) -> bool {
         false
     }
     /// Whether its CPU kernel calls threads in wherever it runs, and loses nothing by running on its caller's.
@@ -172,7 +177,7 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
         None
     }
     /// Computes the whole output, row-major, into `out`. `inputs` are whole buffers, to be read through
-    /// `call.inputs`' layouts. An `Err` is a fault of the data (an index out of range), in words that follow
+    /// `call.inputs`' layouts; halves come widened to [`DType::F32`]. An `Err` is a fault of the data (an index out of range), in words that follow
     /// the op's name.
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String>;
 }

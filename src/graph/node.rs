@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::anomaly::{self, Note};
 use super::device::Device;
 use super::dtype::{DType, Scalar};
 use super::kernel::{OpRef, ReduceOp};
 use super::layout::{Dims, Layout, numel};
-use super::program::MapOp;
+use super::program::{CAST, MapOp};
 use super::timeline;
 use crate::backend::Buffer;
 use crate::error::Error;
@@ -96,6 +96,52 @@ pub(super) const HASHER: foldhash::quality::FixedState = foldhash::quality::Fixe
 impl Node {
     /// Records a value. It fails where an input has failed.
     pub fn record(
+        device: &Device,
+        dtype: DType,
+        shape: &[usize],
+        op: NodeOp,
+        inputs: SmallVec<[Operand; 3]>,
+        caller: &'static Location<'static>,
+    ) -> Arc<Node> {
+        if let NodeOp::Structured(structured) = &op
+            && (dtype == DType::F16 || !structured.0.reads_halves())
+        {
+            return Node::record_structured(device, dtype, shape, structured.clone(), inputs, caller);
+        }
+        Node::record_as_is(device, dtype, shape, op, inputs, caller)
+    }
+
+    /// An op with a kernel of its own: halves are widened before it, and its result rounded after it, where it does
+    /// not do so itself.
+    fn record_structured(
+        device: &Device,
+        dtype: DType,
+        shape: &[usize],
+        op: OpRef,
+        mut inputs: SmallVec<[Operand; 3]>,
+        caller: &'static Location<'static>,
+    ) -> Arc<Node> {
+        let cast = |node: &Arc<Node>, to: DType| {
+            let op = NodeOp::Map { op: &CAST, operand: node.dtype };
+            let whole = Layout::contiguous(&node.shape);
+            let operand = smallvec![Operand::Node(node.clone(), whole)];
+            Node::record_as_is(device, to, &node.shape, op, operand, caller)
+        };
+        let (reads, rounds) = (op.0.reads_halves(), op.0.fuses_epilogue());
+        for input in &mut inputs {
+            if let Operand::Node(node, _) = input
+                && node.dtype == DType::F16
+                && !reads
+            {
+                *node = cast(node, DType::F32);
+            }
+        }
+        let wide = if rounds { dtype } else { dtype.opmath() };
+        let out = Node::record_as_is(device, wide, shape, NodeOp::Structured(op), inputs, caller);
+        if wide == dtype { out } else { cast(&out, dtype) }
+    }
+
+    fn record_as_is(
         device: &Device,
         dtype: DType,
         shape: &[usize],

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::dtype::DType;
 use super::layout::{Dims, Layout, collapse, numel};
+use crate::backend::cpu::block;
 
 /// Index of an instruction, which is also the name of its result.
 pub type Reg = u16;
@@ -48,6 +49,17 @@ impl MapOp {
         if operand.is_float() || self.wgsl_int.is_empty() { self.wgsl } else { self.wgsl_int }
     }
 }
+
+/// A conversion between types.
+pub static CAST: MapOp = MapOp {
+    name: "to",
+    arity: 1,
+    mask_first: false,
+    wgsl: "R(a)",
+    wgsl_int: "",
+    cpu: &|from, to| Some(block::cast(from, to)),
+    cost: 1,
+};
 
 impl std::fmt::Debug for MapOp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -153,6 +165,11 @@ impl Program {
             Inst::Scalar { dtype, .. } | Inst::Anchor(dtype) => *dtype,
             Inst::Op { result, .. } => *result,
         }
+    }
+
+    /// Whether an instruction takes this register.
+    pub fn uses(&self, reg: Reg) -> bool {
+        self.insts.iter().any(|inst| matches!(inst, Inst::Op { args, .. } if args.contains(&reg)))
     }
 
     pub fn numel(&self) -> usize {

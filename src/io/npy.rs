@@ -5,11 +5,12 @@ use std::path::Path;
 use super::file;
 use crate::device::cpu;
 use crate::error::Result;
-use crate::graph::dtype::{Bool, DType, Element, F32, F64, I32, U32};
+use crate::graph::dtype::{Bool, DType, Element, F16, F32, F64, I32, U32};
 use crate::tensor::Tensor;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
-const TYPES: [(DType, &str); 5] = [(Bool, "|b1"), (U32, "<u4"), (I32, "<i4"), (F32, "<f4"), (F64, "<f8")];
+const TYPES: [(DType, &str); 6] =
+    [(Bool, "|b1"), (U32, "<u4"), (I32, "<i4"), (F16, "<f2"), (F32, "<f4"), (F64, "<f8")];
 
 /// Writes a tensor's values (`numpy.save`). The file is replaced whole or not at all.
 ///

@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use super::file;
 use crate::device::cpu;
 use crate::error::Result;
-use crate::graph::dtype::{Bool, DType, Element, F32, F64, I32, U32};
+use crate::graph::dtype::{Bool, DType, Element, F16, F32, F64, I32, U32};
 use crate::nn::StateDict;
 use crate::tensor::Tensor;
 
@@ -104,6 +104,7 @@ impl Stored {
             Bool => (Dtype::BOOL, bool::from_bytes(&bytes).into_iter().map(u8::from).collect()),
             U32 => (Dtype::U32, bytes),
             I32 => (Dtype::I32, bytes),
+            F16 => (Dtype::F16, bytes),
             F32 => (Dtype::F32, bytes),
             F64 => (Dtype::F64, bytes),
         };
@@ -134,18 +135,17 @@ fn read(view: &TensorView<'_>) -> Result<(DType, Vec<u8>), String> {
         let fitting = fitting.ok_or("it has integers beyond 32 bits, which no tensor can hold")?;
         Ok((I32, i32::to_bytes(&fitting)))
     };
-    let half = |widen: fn([u8; 2]) -> f32| {
-        let values: Vec<f32> = bytes.chunks_exact(2).map(|c| widen([c[0], c[1]])).collect();
-        Ok((F32, f32::to_bytes(&values)))
-    };
     match view.dtype() {
+        Dtype::F16 => Ok((F16, bytes.to_vec())),
         Dtype::F32 => Ok((F32, bytes.to_vec())),
         Dtype::F64 => Ok((F64, bytes.to_vec())),
         Dtype::I32 => Ok((I32, bytes.to_vec())),
         Dtype::U32 => Ok((U32, bytes.to_vec())),
         Dtype::BOOL => Ok((Bool, bool::to_bytes(&bytes.iter().map(|&b| b != 0).collect::<Vec<_>>()))),
-        Dtype::F16 => half(|b| half::f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => half(|b| half::bf16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => {
+            let values = bytes.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32());
+            Ok((F32, f32::to_bytes(&values.collect::<Vec<_>>())))
+        }
         Dtype::U8 => int(&mut bytes.iter().map(|&b| i64::from(b))),
         Dtype::I8 => int(&mut bytes.iter().map(|&b| i64::from(b as i8))),
         Dtype::I16 => int(&mut bytes.chunks_exact(2).map(|c| i64::from(i16::from_le_bytes([c[0], c[1]])))),

@@ -4,11 +4,11 @@ use std::panic::Location;
 
 use smallvec::smallvec;
 
-use super::elementwise::CAST;
 use super::record::{Arg, Caller, link, map};
-use crate::graph::device::Device;
+use crate::graph::device::{Device, check_dtype};
 use crate::graph::dtype::DType;
 use crate::graph::node::Node;
+use crate::graph::program::CAST;
 use crate::tensor::Tensor;
 
 /// Where or what [`Tensor::to`] converts to.
@@ -61,6 +61,9 @@ pub(crate) fn to_dtype(t: &Tensor, dtype: DType, caller: Caller) -> Tensor {
     if from == dtype {
         return t.clone();
     }
+    if let Err(error) = check_dtype(t.device(), dtype, "to", caller) {
+        return Tensor::invalid(error);
+    }
     let out = map(&CAST, from, dtype, t.device(), t.shape(), &[Arg::from(t)], caller);
     link(&out, "ToCopyBackward0", &[t], caller, || Box::new(move |_, g| smallvec![Some(g.to(from))]));
     out
@@ -72,7 +75,7 @@ fn to_device(t: &Tensor, device: &Device, caller: Caller) -> Tensor {
         return t.clone();
     }
     let whole = t.contiguous();
-    let moved = crate::graph::device::check_dtype(device, t.dtype(), "to", caller)
+    let moved = check_dtype(device, t.dtype(), "to", caller)
         .and_then(|()| whole.bytes())
         .and_then(|bytes| device.upload(&bytes, caller, "to"));
     let node = match moved {

@@ -27,7 +27,8 @@ pub(crate) fn wgsl_type(dtype: DType) -> &'static str {
         DType::Bool => "bool",
         DType::U32 => "u32",
         DType::I32 => "i32",
-        DType::F32 => "f32",
+        // Kernels compute halves as singles.
+        DType::F16 | DType::F32 => "f32",
         // There is no such type; a kernel that asks for it fails to compile, with a message.
         DType::F64 => "f64",
     }

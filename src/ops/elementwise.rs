@@ -7,7 +7,6 @@ use smallvec::smallvec;
 
 use super::record::{A, Arg, B, C, Call, Class, Domain, Elementwise, Gradient, OUT, Out};
 use crate::autograd::Grads;
-use crate::backend::cpu::block::cast;
 use crate::block;
 use crate::graph::program::MapOp;
 use crate::tensor::Tensor;
@@ -431,10 +430,6 @@ elementwise! {
         grad: Gradient::Formula(|c, g| grads!(c, g.zeros_like(), g.clone())),
     }
 }
-
-/// A conversion between types. No row: its operand and result types differ.
-pub static CAST: MapOp =
-    MapOp { name: "to", arity: 1, mask_first: false, wgsl: "R(a)", wgsl_int: "", cpu: &cast, cost: 1 };
 
 fn pow_grad(c: &Call<'_>, g: &Tensor) -> Grads {
     let by_base = |exponent: Arg| match exponent {

@@ -232,7 +232,7 @@ impl StructuredOp for ScatterAdd {
             DType::F64 => scatter::<f64>(&walk, inputs, out),
             DType::I32 => scatter::<i32>(&walk, inputs, out),
             DType::U32 => scatter::<u32>(&walk, inputs, out),
-            DType::Bool => Err("is not defined for bool".into()),
+            DType::Bool | DType::F16 => Err(format!("is not defined for {}", call.out_dtype)),
         }
     }
 }

@@ -175,7 +175,7 @@ fn record(a: &Tensor, b: &Tensor, caller: Caller) -> Result<Tensor> {
     shape.push(b.size(-1));
     let (m, n, k) = (a.size(-2), b.size(-1), a.size(-1));
     let batches = shape[..shape.len() - 2].iter().product();
-    let splits = a.dtype() == DType::F32 && a.numel() > 0 && b.numel() > 0;
+    let splits = a.dtype().opmath() == DType::F32 && a.numel() > 0 && b.numel() > 0;
     let parts = if splits { (a.device().backend().caps().split_product)([batches, m, n, k]) } else { 1 };
     let (mut x, mut y) = (a.layout().clone(), b.layout().clone());
     if parts > 1 {
@@ -194,6 +194,7 @@ fn record(a: &Tensor, b: &Tensor, caller: Caller) -> Result<Tensor> {
     }
     let inputs = smallvec![a.operand(x), b.operand(y)];
     let op = NodeOp::Structured(OpRef(std::sync::Arc::new(Matmul)));
-    let out = Tensor::from_node(Node::record(a.device(), a.dtype(), &shape, op, inputs, caller));
-    Ok(if parts > 1 { on_line_of(caller, || out.sum_dim(-3, false)) } else { out })
+    let dtype = if parts > 1 { a.dtype().opmath() } else { a.dtype() };
+    let out = Tensor::from_node(Node::record(a.device(), dtype, &shape, op, inputs, caller));
+    Ok(if parts > 1 { on_line_of(caller, || out.sum_dim(-3, false).to(a.dtype())) } else { out })
 }

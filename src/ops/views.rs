@@ -392,7 +392,7 @@ pub(crate) fn scatter_strided(g: &Tensor, shape: &[usize], layout: &Layout) -> T
     // Elements that were read more than once collect what flows back to each of their readings.
     let caller = Location::caller();
     let inputs = smallvec![Operand::Index(layout.clone())];
-    let op = NodeOp::Map { op: &super::elementwise::CAST, operand: crate::graph::dtype::U32 };
+    let op = NodeOp::Map { op: &crate::graph::program::CAST, operand: crate::graph::dtype::U32 };
     let node = Node::record(g.device(), crate::graph::dtype::I32, &layout.shape, op, inputs, caller);
     let index = Tensor::from_node(node).reshape(-1);
     g.new_zeros(numel(shape)).scatter_add(0, &index, &g.reshape(-1)).reshape(shape)

@@ -10,7 +10,8 @@ use crate::graph::device::{Device, check_dtype};
 use crate::graph::dtype::{Bool, DType, Element, F32, I32, Scalar};
 use crate::graph::layout::{Dims, Layout, numel};
 use crate::graph::node::{Node, NodeOp, Operand};
-use crate::ops::elementwise::{ADD, CAST, CLONE, MUL};
+use crate::graph::program::CAST;
+use crate::ops::elementwise::{ADD, CLONE, MUL};
 use crate::ops::random;
 use crate::ops::record::{Arg, Caller, map};
 

@@ -59,7 +59,7 @@ impl Tensor {
         let text = |values| format(self.shape(), values, dtype, device, &suffixes, &options);
         let text = match self.dtype() {
             Bool => text(Values::Bool(&exact.iter().map(|s| *s == Scalar::Bool(true)).collect::<Vec<_>>())),
-            DType::F32 | DType::F64 => {
+            DType::F16 | DType::F32 | DType::F64 => {
                 text(Values::Float(&exact.into_iter().map(Scalar::as_f64).collect::<Vec<_>>()))
             }
             DType::I32 | DType::U32 => {

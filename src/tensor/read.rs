@@ -4,7 +4,9 @@ use std::panic::Location;
 
 use super::Tensor;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::dtype::{Bool, DType, Element, F32, F64, I32, Scalar, U32};
+use half::f16;
+
+use crate::graph::dtype::{Bool, DType, Element, F16, F32, F64, I32, Scalar, U32};
 
 /// Stored values as numbers that hold each exactly.
 pub(crate) fn widen(dtype: DType, bytes: &[u8]) -> Vec<Scalar> {
@@ -12,6 +14,7 @@ pub(crate) fn widen(dtype: DType, bytes: &[u8]) -> Vec<Scalar> {
         Bool => bool::from_bytes(bytes).into_iter().map(Scalar::Bool).collect(),
         U32 => u32::from_bytes(bytes).into_iter().map(Scalar::from).collect(),
         I32 => i32::from_bytes(bytes).into_iter().map(Scalar::from).collect(),
+        F16 => f16::from_bytes(bytes).into_iter().map(Scalar::from).collect(),
         F32 => f32::from_bytes(bytes).into_iter().map(Scalar::from).collect(),
         F64 => f64::from_bytes(bytes).into_iter().map(Scalar::from).collect(),
     }

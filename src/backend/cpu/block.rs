@@ -16,6 +16,9 @@
 //!
 //! [`cast`] and `math::sin::kernel` are such kernels too.
 
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
 use super::number::{Cast, Value};
 use super::simd::{Work, vectorized};
 use crate::graph::dtype::DType;
@@ -140,7 +143,7 @@ loops! {
 }
 
 /// The kernel of a conversion, for every pair of dtypes.
-pub fn cast(from: DType, to: DType) -> Option<BlockFn> {
+pub fn cast(from: DType, to: DType) -> BlockFn {
     fn pair<A: Value + Cast<B>, B: Value>() -> BlockFn {
         &|out: &mut [u8], args: &[&[u8]]| {
             run1::<A, B, _>(
@@ -151,20 +154,34 @@ pub fn cast(from: DType, to: DType) -> Option<BlockFn> {
             )
         }
     }
-    fn to_any<A: Value + Cast<bool> + Cast<u32> + Cast<i32> + Cast<f32> + Cast<f64>>(to: DType) -> BlockFn {
+    fn to_any<A>(to: DType) -> BlockFn
+    where
+        A: Value + Cast<bool> + Cast<u32> + Cast<i32> + Cast<f16> + Cast<f32> + Cast<f64>,
+    {
         match to {
             DType::Bool => pair::<A, bool>(),
             DType::U32 => pair::<A, u32>(),
             DType::I32 => pair::<A, i32>(),
+            DType::F16 => pair::<A, f16>(),
             DType::F32 => pair::<A, f32>(),
             DType::F64 => pair::<A, f64>(),
         }
     }
-    Some(match from {
+    match from {
+        // These two are what half-precision code is made of.
+        DType::F16 if to == DType::F32 => &|out: &mut [u8], args: &[&[u8]]| {
+            let from: &[u16] = bytemuck::cast_slice(args[0]);
+            from.reinterpret_cast::<f16>().convert_to_f32_slice(bytemuck::cast_slice_mut(out));
+        },
+        DType::F32 if to == DType::F16 => &|out: &mut [u8], args: &[&[u8]]| {
+            let to: &mut [u16] = bytemuck::cast_slice_mut(out);
+            to.reinterpret_cast_mut::<f16>().convert_from_f32_slice(bytemuck::cast_slice(args[0]));
+        },
         DType::Bool => to_any::<bool>(to),
         DType::U32 => to_any::<u32>(to),
         DType::I32 => to_any::<i32>(to),
+        DType::F16 => to_any::<f16>(to),
         DType::F32 => to_any::<f32>(to),
         DType::F64 => to_any::<f64>(to),
-    })
+    }
 }

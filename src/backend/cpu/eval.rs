@@ -191,6 +191,7 @@ impl<'a> Eval<'a> {
             // SAFETY: a scalar's slot is its own and has room for a block.
             unsafe {
                 match dtype.size() {
+                    2 => fill::<u16>(to.cast(), bits as u16, len),
                     4 => fill::<u32>(to.cast(), bits as u32, len),
                     _ => fill::<u64>(to.cast(), bits, len),
                 }
@@ -221,6 +222,7 @@ impl<'a> Eval<'a> {
         // SAFETY: the register has room for `len` elements, and those of the layout are in the buffer.
         unsafe {
             match access.size {
+                2 => gather::<u16>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
                 4 => gather::<u32>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
                 _ => gather::<u64>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
             }
@@ -234,6 +236,7 @@ impl<'a> Eval<'a> {
         // SAFETY: as in `gather`; no other thread has coordinates that store to these elements.
         unsafe {
             match access.size {
+                2 => scatter::<u16>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
                 4 => scatter::<u32>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
                 _ => scatter::<u64>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
             }

@@ -31,15 +31,16 @@ use smallvec::SmallVec;
 
 use self::eval::{Eval, Operands};
 use self::memory::{Block, Pool};
-use self::parallel::{WORTH_A_THREAD, enter, tasks};
+use self::parallel::{WORTH_A_THREAD, enter, share, tasks};
 use self::plan::Plan;
 use self::reduce::ReducePlan;
 use self::seen::Seen;
 use super::report::{self, Timing};
 use super::{Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
-use crate::graph::dtype::Scalar;
+use crate::graph::dtype::{DType, Scalar};
 use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
+use crate::graph::layout::Layout;
 use crate::graph::program::Inst;
 
 /// A device of its own memory pool.
@@ -50,11 +51,15 @@ pub fn device() -> Arc<dyn Backend> {
 const CAPS: Caps = Caps {
     max_bindings: u16::MAX as usize,
     max_binding_bytes: isize::MAX as usize,
+    f16: true,
     f64: true,
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _, _| 1,
     split_product: |_| 1,
 };
+
+/// Bytes of halves that one thread widens at a time.
+const PIECE: usize = 64 << 10;
 
 /// Operations in an op that brings in threads itself from which it is moved to one all the same.
 const WORTH_MOVING: usize = 64 << 20;
@@ -172,6 +177,25 @@ impl Cpu {
         Ok(found)
     }
 
+    /// Inputs of halves as singles.
+    fn widened(&self, call: &Structured, inputs: &[&[u8]]) -> Result<SmallVec<[Option<(Block, usize)>; 8]>, Fault> {
+        let widen = |(input, (dtype, _)): (&&[u8], &(DType, Layout))| {
+            if *dtype != DType::F16 {
+                return Ok(None);
+            }
+            let bytes = input.len() * 2;
+            let block = self.take(bytes)?;
+            // SAFETY: a fresh block of so many bytes.
+            let out = unsafe { std::slice::from_raw_parts_mut(block.start(), bytes) };
+            share(out, 2 * PIECE, |i, out| {
+                let piece = &input[i * PIECE..][..out.len() / 2];
+                block::cast(DType::F16, DType::F32)(out, &[piece]);
+            });
+            Ok(Some((block, bytes)))
+        };
+        inputs.iter().zip(&call.inputs).map(widen).collect()
+    }
+
     fn dispatch(
         &self,
         kernel: &Kernel,
@@ -215,6 +239,10 @@ impl Cpu {
                         let whole = lengths[i] / dtype.size() * dtype.size();
                         unsafe { std::slice::from_raw_parts(buffers[i].cast_const(), whole) }
                     })
+                    .collect();
+                let widened = self.widened(call, &inputs)?;
+                let inputs: SmallVec<[&[u8]; 8]> = (inputs.iter().zip(&widened))
+                    .map(|(&input, wide)| wide.as_ref().map_or(input, |(block, bytes)| out_of(block, *bytes)))
                     .collect();
                 let bytes = post.numel * call.out_dtype.size();
                 let failed = |message| fault(ErrorKind::Index, format!("{} {message}", call.op.0.name()));

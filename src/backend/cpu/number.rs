@@ -3,6 +3,7 @@
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Not, Sub};
 
 use bytemuck::Pod;
+use half::f16;
 
 use super::math;
 use crate::graph::dtype::DType;
@@ -68,6 +69,19 @@ macro_rules! value {
     )*};
 }
 value! { u32 = U32, i32 = I32, f32 = F32, f64 = F64 }
+
+impl Value for f16 {
+    type Stored = u16;
+    const DTYPE: DType = DType::F16;
+    #[inline(always)]
+    fn load(stored: u16) -> f16 {
+        f16::from_bits(stored)
+    }
+    #[inline(always)]
+    fn store(self) -> u16 {
+        self.to_bits()
+    }
+}
 
 impl Value for bool {
     type Stored = u32;
@@ -300,6 +314,14 @@ macro_rules! cast {
             #[inline(always)]
             fn cast(self) -> $to { self as $to }
         })+
+        impl Cast<f16> for $from {
+            #[inline(always)]
+            fn cast(self) -> f16 { f16::from_f64(self as f64) }
+        }
+        impl Cast<$from> for f16 {
+            #[inline(always)]
+            fn cast(self) -> $from { self.to_f32() as $from }
+        }
         impl Cast<bool> for $from {
             #[inline(always)]
             fn cast(self) -> bool { self.truth() }
@@ -315,6 +337,24 @@ cast! {
     i32 => u32 i32 f32 f64;
     f32 => u32 i32 f32 f64;
     f64 => u32 i32 f32 f64;
+}
+impl Cast<f16> for f16 {
+    #[inline(always)]
+    fn cast(self) -> f16 {
+        self
+    }
+}
+impl Cast<bool> for f16 {
+    #[inline(always)]
+    fn cast(self) -> bool {
+        self.truth()
+    }
+}
+impl Cast<f16> for bool {
+    #[inline(always)]
+    fn cast(self) -> f16 {
+        if self { f16::ONE } else { f16::ZERO }
+    }
 }
 impl Cast<bool> for bool {
     #[inline(always)]

@@ -293,7 +293,8 @@ fn runner(op: ReduceOp, dtype: DType) -> fn(&ReducePlan, &Operands) {
         },
         DType::U32 => of::<u32>(op),
         DType::I32 => of::<i32>(op),
-        DType::F32 => of::<f32>(op),
+        // Folded in single precision (`DType::opmath`).
+        DType::F16 | DType::F32 => of::<f32>(op),
         DType::F64 => of::<f64>(op),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use half::f16;
+
 use super::parallel::tasks;
 use super::simd::{Work, vectorized};
 use crate::backend::Found;
@@ -21,6 +23,7 @@ impl Seen {
     #[inline]
     pub fn look(&self, values: &[u8], size: usize) {
         let kind = match size {
+            2 => of(vectorized(Greatest::<u16>(bytemuck::cast_slice(values))), f16::INFINITY.to_bits()),
             4 => of(vectorized(Greatest::<u32>(bytemuck::cast_slice(values))), f32::INFINITY.to_bits()),
             _ => of(vectorized(Greatest::<u64>(bytemuck::cast_slice(values))), f64::INFINITY.to_bits()),
         };
@@ -65,6 +68,7 @@ macro_rules! greatest {
         }
     };
 }
+greatest!(u16);
 greatest!(u32);
 greatest!(u64);
 

@@ -131,6 +131,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         // One is kept for the status word.
         max_bindings: (limits.max_storage_buffers_per_shader_stage as usize - 1).min(64),
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize,
+        f16: features.contains(wgpu::Features::SHADER_F16),
         f64: false,
         split_reduction: codegen::split_for(info.class),
         split_product: crate::ops::matmul::split_for(info.class),

@@ -15,6 +15,7 @@ pub struct Extras {
     pub subgroups: bool,
     /// Words of 64 bits.
     pub pairs: bool,
+    pub halves: bool,
     /// One more buffer, for status words: a kernel does without where there is no room for them.
     pub status: bool,
 }
@@ -22,7 +23,9 @@ pub struct Extras {
 /// Parses, validates and lints.
 pub fn check(path: &str, wgsl: &str, extras: Extras) -> Result<Module, String> {
     use naga::valid::Capabilities;
-    let mut capabilities = Capabilities::empty();
+    // `pack2x16float` and its like are every browser's.
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SHADER_FLOAT16, extras.halves);
     capabilities.set(Capabilities::SUBGROUP, extras.subgroups);
     capabilities.set(Capabilities::SHADER_INT64, extras.pairs);
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string_with_path(wgsl, path))?;

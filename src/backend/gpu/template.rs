@@ -423,13 +423,19 @@ pub fn declared(text: &str) -> Vec<Declared> {
             out.push(Declared {
                 binding,
                 name: name.trim().to_string(),
-                wide: is_vec4(element) || element.starts_with("vec2<u64>"),
+                // Halves lie in words of two.
+                wide: is_vec4(element) || element.starts_with("vec2<"),
                 pairs: element.starts_with("vec2<u64>"),
                 written: space.contains("write"),
             });
         }
     }
     out
+}
+
+/// The text behind the directives that it needs.
+pub fn enabling(wgsl: String) -> String {
+    if wgsl.contains("array<f16>") { format!("enable f16;\n{wgsl}") } else { wgsl }
 }
 
 /// What `#status` stands for, with the status words at this binding.

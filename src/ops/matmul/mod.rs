@@ -31,6 +31,10 @@ impl StructuredOp for Matmul {
         true
     }
 
+    fn reads_halves(&self) -> bool {
+        true
+    }
+
     fn brings_threads(&self) -> bool {
         true
     }
@@ -63,7 +67,7 @@ impl StructuredOp for Matmul {
             DType::F64 => problem.run::<f64>(inputs, out),
             DType::I32 => problem.run::<i32>(inputs, out),
             DType::U32 => problem.run::<u32>(inputs, out),
-            DType::Bool => return Err("is not defined for bool".into()),
+            DType::Bool | DType::F16 => return Err(format!("is not defined for {}", call.out_dtype)),
         }
         Ok(())
     }
@@ -84,6 +88,9 @@ pub(in crate::ops) struct Problem {
     /// Whether the epilogue reads an operand too, which must then be declared as it expects.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
     shared: bool,
+    /// Whether the operands are of halves.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
+    halves: bool,
     batch: Dims,
 }
 
@@ -124,7 +131,7 @@ impl Operand {
 
 impl Problem {
     pub(in crate::ops) fn new(call: &Structured) -> Problem {
-        let [(_, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
+        let [(dtype, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
         let rank = a.rank();
         let mut problem = Problem {
             m: a.shape[rank - 2],
@@ -133,6 +140,7 @@ impl Problem {
             a: Operand::new(a),
             b: Operand::new(b),
             exchanged: false,
+            halves: *dtype == DType::F16,
             shared: call.post.loads.iter().any(|l| l.binding < 2),
             batch: Dims::new(),
         };

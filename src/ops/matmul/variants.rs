@@ -186,8 +186,9 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let order = |o: &super::Operand| (o.rows == 1, o.columns == 1);
     let [m, n, k, batches] = [problem.m, problem.n, problem.k, problem.batches()].map(size);
     let operands = (call.post.loads.len() + call.post.stores.len()).min(4);
-    let key =
-        format!("matmul {batches}x{m}x{n}x{k} {:?} {:?} +{operands}", order(&problem.a), order(&problem.b));
+    let [a, b] = [&problem.a, &problem.b].map(order);
+    let halves = if problem.halves { " halves" } else { "" };
+    let key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}");
     Some(Ways { key, ways: ways.collect() })
 }
 
@@ -255,7 +256,7 @@ impl Variant {
         let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
         let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
         // In words of 64 bits fours may be read from anywhere in a contiguous dimension.
-        let loose = matches!(self.kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared;
+        let loose = matches!(self.kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared && !p.halves;
         let a_loose = loose && !a_along_k && !a_along_m && (p.a.columns == 1 || p.a.rows == 1);
         let b_loose = loose && !along_k && !along_n && (p.b.rows == 1 || p.b.columns == 1);
         let a_by_row = a_along_m || a_loose && p.a.columns != 1;
@@ -272,6 +273,7 @@ impl Variant {
         };
         let defines = Defines::default()
             .value("T", wgsl_type(dtype))
+            .flag("HALF", p.halves)
             .value("A_AT", if p.exchanged { 3 } else { 2 })
             .value("B_AT", if p.exchanged { 2 } else { 3 })
             .flag("A_VEC", a_vec)

@@ -17,6 +17,7 @@ pub fn register_type(dtype: DType, wide: bool) -> &'static str {
     match (dtype, wide) {
         (DType::Bool, false) => "bool",
         (DType::Bool, true) => "vec4<bool>",
+        (DType::F16, _) => register_type(DType::F32, wide),
         _ => storage_type(dtype, wide),
     }
 }
@@ -24,6 +25,8 @@ pub fn register_type(dtype: DType, wide: bool) -> &'static str {
 /// What an element is in buffers. (`f64` never gets here: `generate` turns it away.)
 pub fn storage_type(dtype: DType, wide: bool) -> &'static str {
     match (dtype, wide) {
+        (DType::F16, false) => "f16",
+        (DType::F16, true) => "vec2<u32>",
         (DType::F32 | DType::F64, false) => "f32",
         (DType::F32 | DType::F64, true) => "vec4<f32>",
         (DType::I32, false) => "i32",
@@ -33,6 +36,11 @@ pub fn storage_type(dtype: DType, wide: bool) -> &'static str {
     }
 }
 
+/// What an element of a buffer is once it is read.
+fn loaded_type(dtype: DType, wide: bool) -> &'static str {
+    if dtype == DType::F16 { register_type(dtype, wide) } else { storage_type(dtype, wide) }
+}
+
 /// A buffer as the shader declares it.
 #[derive(Clone, Default, Debug)]
 pub struct Buffer {
@@ -40,50 +48,60 @@ pub struct Buffer {
     /// Declared as an array of fours.
     pub wide: bool,
     /// Those fours are `vec2<u64>`, not `vec4<…>`: software adapters pay for each word that a lane reads or writes,
-    /// whatever its size.
+    /// whatever its size. (Four halves are two words of 32 bits in any case.)
     pub pairs: bool,
 }
 
 impl Buffer {
     /// The type of the array's elements.
     pub fn element_type(&self, dtype: DType) -> &'static str {
-        if self.wide && self.pairs { "vec2<u64>" } else { storage_type(dtype, self.wide) }
+        let pairs = self.wide && self.pairs && dtype != DType::F16;
+        if pairs { "vec2<u64>" } else { storage_type(dtype, self.wide) }
     }
 
     /// The `vec4` at a place of a wide buffer.
-    fn load_four(&self, at: &str, ty: &str) -> String {
-        match self.pairs {
-            true => format!("bitcast<{ty}>(from_pairs({}[{at}]))", self.name),
-            false => format!("{}[{at}]", self.name),
+    fn load_four(&self, at: &str, dtype: DType) -> String {
+        match (dtype, self.pairs) {
+            (DType::F16, _) => format!("from_halves({}[{at}])", self.name),
+            (_, true) => format!("bitcast<{}>(from_pairs({}[{at}]))", storage_type(dtype, true), self.name),
+            (_, false) => format!("{}[{at}]", self.name),
         }
     }
 
     /// One of its elements, by position.
-    fn load_one(&self, at: &str, ty: &str) -> String {
-        match (self.wide, self.pairs) {
-            (false, _) => format!("{}[{at}]", self.name),
-            (true, false) => format!("{}[({at}) / 4u][({at}) % 4u]", self.name),
-            (true, true) => {
-                format!("bitcast<{ty}>(from_pairs({}[({at}) / 4u])[({at}) % 4u])", self.name)
-            }
+    fn load_one(&self, at: &str, dtype: DType) -> String {
+        if self.wide {
+            return format!("{}[({at}) % 4u]", self.load_four(&format!("({at}) / 4u"), dtype));
+        }
+        match dtype {
+            DType::F16 => format!("f32({}[{at}])", self.name),
+            _ => format!("{}[{at}]", self.name),
         }
     }
 
     /// The statement that writes a `vec4`.
-    fn store_four(&self, at: &str, value: &str) -> String {
-        match self.pairs {
-            true => format!("{}[{at}] = to_pairs(bitcast<vec4<u32>>({value}));", self.name),
-            false => format!("{}[{at}] = {value};", self.name),
+    fn store_four(&self, at: &str, value: &str, dtype: DType) -> String {
+        match (dtype, self.pairs) {
+            (DType::F16, _) => format!("{}[{at}] = to_halves({value});", self.name),
+            (_, true) => format!("{}[{at}] = to_pairs(bitcast<vec4<u32>>({value}));", self.name),
+            (_, false) => format!("{}[{at}] = {value};", self.name),
         }
     }
 
-    /// The statement that writes one element. (A buffer of pairs has no such stores: two invocations must not
-    /// share a word.)
-    fn store_one(&self, at: &str, value: &str) -> String {
-        match self.wide {
-            true => format!("{}[({at}) / 4u][({at}) % 4u] = {value};", self.name),
-            false => format!("{}[{at}] = {value};", self.name),
+    /// The statement that writes one element. (A buffer of pairs, or of fours of halves, has no such stores: two
+    /// invocations must not share a word.)
+    fn store_one(&self, at: &str, value: &str, dtype: DType) -> String {
+        match (self.wide, dtype) {
+            (true, _) => format!("{}[({at}) / 4u][({at}) % 4u] = {value};", self.name),
+            (false, DType::F16) => format!("{}[{at}] = f16(to_half({value}));", self.name),
+            (false, _) => format!("{}[{at}] = {value};", self.name),
         }
+    }
+
+    /// Notes that some store writes single elements, or part of a four.
+    pub fn store_singles(&mut self, dtype: DType) {
+        self.pairs = false;
+        self.wide &= dtype != DType::F16;
     }
 }
 
@@ -260,8 +278,10 @@ impl<'a> Printer<'a> {
                     continue;
                 }
                 Inst::Op { op, operand, result, args } => {
+                    // What is stored is rounded there, too.
+                    let rounds = *result == DType::F16 && (self.looks || program.uses(at as Reg));
                     let cancels = operand.is_float() && sums.cancels(at, op.name, args);
-                    self.library.widen(op.expression(*operand), wide, |word| {
+                    let text = self.library.widen(op.expression(*operand), wide, |word| {
                         Some(match word {
                             "T" => register_type(*operand, wide).to_string(),
                             "R" => register_type(*result, wide).to_string(),
@@ -276,7 +296,12 @@ impl<'a> Printer<'a> {
                             }
                             _ => return None,
                         })
-                    })
+                    });
+                    match (rounds, wide) {
+                        (false, _) => text,
+                        (true, false) => format!("to_half({text})"),
+                        (true, true) => format!("to_half4({text})"),
+                    }
                 }
             };
             // What equals something known already is that.
@@ -319,17 +344,17 @@ impl<'a> Printer<'a> {
             let layout = &store.to.layout;
             let Some(vector) = space.vector else {
                 let at = self.address(layout, 1, &mut scope);
-                self.line(&buffer.store_one(&at, &value));
+                self.line(&buffer.store_one(&at, &value, store.to.dtype));
                 continue;
             };
             if buffer.wide && four(layout, vector) == Four::Together {
                 let at = self.address(layout, 4, &mut scope);
                 let Some(left) = left else {
-                    self.line(&buffer.store_four(&at, &value));
+                    self.line(&buffer.store_four(&at, &value, store.to.dtype));
                     continue;
                 };
                 self.open(&format!("if {left} >= 4u {{"));
-                self.line(&buffer.store_four(&at, &value));
+                self.line(&buffer.store_four(&at, &value, store.to.dtype));
                 self.indent -= 1;
                 self.open("} else {");
                 for lane in 0..3 {
@@ -345,7 +370,7 @@ impl<'a> Printer<'a> {
             for lane in 0..4 {
                 let place = plus(&at, lane * layout.strides[vector]);
                 let guard = left.map_or(String::new(), |left| format!("if {left} > {lane}u "));
-                let store = buffer.store_one(&place, &format!("{value}[{lane}]"));
+                let store = buffer.store_one(&place, &format!("{value}[{lane}]"), store.to.dtype);
                 self.line(&format!("{guard}{{ {store} }}"));
             }
         }
@@ -366,10 +391,10 @@ impl<'a> Printer<'a> {
     fn load(&mut self, access: &Access, scope: &mut Scope) -> String {
         let buffer = self.buffers[usize::from(access.binding)].clone();
         let layout = &access.layout;
-        let (one, ty) = (storage_type(access.dtype, false), storage_type(access.dtype, true));
+        let (one, ty) = (access.dtype, loaded_type(access.dtype, true));
         let text = match scope.space.vector.map(|v| (v, four(layout, v))) {
             None => buffer.load_one(&self.address(layout, 1, scope), one),
-            Some((_, Four::Together)) if buffer.wide => buffer.load_four(&self.address(layout, 4, scope), ty),
+            Some((_, Four::Together)) if buffer.wide => buffer.load_four(&self.address(layout, 4, scope), one),
             Some((_, Four::Same)) => {
                 format!("{ty}({})", buffer.load_one(&self.address(layout, 1, scope), one))
             }

@@ -36,7 +36,9 @@ pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Libr
         for store in &job.stores {
             let buffer = &mut buffers[usize::from(store.to.binding)];
             buffer.wide &= vector.is_some();
-            buffer.pairs &= !cut(job, *vector);
+            if cut(job, *vector) {
+                buffer.store_singles(store.to.dtype);
+            }
         }
     }
 

@@ -55,6 +55,10 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo, looks: bool) -> Result<Vec<
         let message = "float64 does not run on a GPU (WGSL has no 64-bit float); use the CPU device".into();
         return Err(fault(ErrorKind::DType, message));
     }
+    if kernel.bindings.iter().any(|b| b.dtype == DType::F16) && !info.features.contains(wgpu::Features::SHADER_F16) {
+        let message = "float16 does not run on this GPU (it lacks the feature shader-f16)".into();
+        return Err(fault(ErrorKind::DType, message));
+    }
     let size = |p: &Program| p.numel();
     let largest = match &kernel.body {
         Body::Map(jobs) => jobs.iter().map(size).max().unwrap_or(0),
@@ -140,7 +144,7 @@ fn finish(kernel: &Kernel, p: Printer, workgroup: usize, memory: &str, workgroup
         p.out
     );
     let shared = p.library.link(&[(&wgsl, None)]);
-    wgsl.push_str(&shared);
+    let wgsl = template::enabling(wgsl + &shared);
     let params = bytemuck::cast_slice(&params).to_vec();
     Call { wgsl, entry: "main".into(), params, workgroups, status: p.looks, flops: 0 }
 }
@@ -194,7 +198,7 @@ fn structured(
         wgsl = template::looking(&wgsl, if status { "" } else { &words }).map_err(wrong)?;
     }
     Ok(Call {
-        wgsl,
+        wgsl: template::enabling(wgsl),
         entry: call.entry.into(),
         params: call.params.clone(),
         workgroups: call.workgroups,
@@ -244,8 +248,10 @@ fn epilogue(
         let last = post.shape.len().saturating_sub(1);
         let together = accesses()
             .any(|a| usize::from(a.binding) == i && by_four && four(&a.layout, last) == emit::Four::Together);
-        let pairs = info.pairs && !(singles && written(i));
-        let buffer = Buffer { name: format!("b{i}"), wide: together, pairs };
+        let mut buffer = Buffer { name: format!("b{i}"), wide: together, pairs: info.pairs };
+        if singles && written(i) {
+            buffer.store_singles(binding.dtype);
+        }
         declare(i, &buffer, binding.dtype, binding.written, &mut text);
         buffers.push(buffer);
     }

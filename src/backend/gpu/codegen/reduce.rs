@@ -86,7 +86,7 @@ pub fn reduce(
     if cut {
         // The last four is stored element by element.
         for store in &r.post.stores {
-            p.buffers[usize::from(store.to.binding)].pairs = false;
+            p.buffers[usize::from(store.to.binding)].store_singles(store.to.dtype);
         }
     }
     let limit = p.numbers.add(if cut { outputs } else { units } as u32);
@@ -302,8 +302,8 @@ fn combine(op: ReduceOp, dtype: DType, a: &str, b: &str, wide: bool) -> String {
         (ReduceOp::Prod | ReduceOp::Min, DType::Bool) => format!("({a} & {b})"),
         (ReduceOp::Sum, _) => format!("({a} + {b})"),
         (ReduceOp::Prod, _) => format!("({a} * {b})"),
-        (ReduceOp::Max, DType::F32 | DType::F64) => format!("max_nan{four}({a}, {b})"),
-        (ReduceOp::Min, DType::F32 | DType::F64) => format!("min_nan{four}({a}, {b})"),
+        (ReduceOp::Max, DType::F16 | DType::F32 | DType::F64) => format!("max_nan{four}({a}, {b})"),
+        (ReduceOp::Min, DType::F16 | DType::F32 | DType::F64) => format!("min_nan{four}({a}, {b})"),
         (ReduceOp::Max, _) => format!("max({a}, {b})"),
         (ReduceOp::Min, _) => format!("min({a}, {b})"),
     }
@@ -315,7 +315,7 @@ fn identity(op: ReduceOp, dtype: DType) -> String {
         DType::Bool => format!("{}", bits != 0),
         DType::U32 => format!("{bits}u"),
         DType::I32 => format!("{}", bits as i32),
-        DType::F32 | DType::F64 => format!("from_bits({bits}u)"),
+        DType::F16 | DType::F32 | DType::F64 => format!("from_bits({bits}u)"),
     }
 }
 
