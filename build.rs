@@ -112,9 +112,13 @@ mod table {
             };
             let wgsl = expand(false)?;
             let on = |wanted: &str| defines.iter().any(|(name, value)| name == wanted && value != "0");
-            let halves = wgsl.starts_with("enable f16");
-            let extras =
-                lint::Extras { subgroups: on("SUBGROUP"), pairs: on("PAIRS"), halves, status: false };
+            let extras = lint::Extras {
+                subgroups: on("SUBGROUP") || on("COOP"),
+                pairs: on("PAIRS"),
+                halves: wgsl.contains("enable f16;"),
+                matrices: on("COOP"),
+                status: false,
+            };
             let module = lint::check(&path, &wgsl, extras)?;
             let extras = lint::Extras { status: true, ..extras };
             lint::check(&format!("{path}, looking"), &expand(true)?, extras)?;

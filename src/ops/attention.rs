@@ -16,7 +16,7 @@ use super::record::{Caller, common_device, first_error, link};
 use crate::autograd::{Grads, Saved, is_grad_enabled};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
 use crate::graph::device::check_dtype;
-use crate::graph::dtype::{Bool, F32};
+use crate::graph::dtype::{Bool, F16, F32};
 use crate::graph::kernel::OpRef;
 use crate::graph::layout::{Dims, Layout, broadcast, contiguous_strides, numel};
 use crate::graph::node::{Node, NodeOp};
@@ -81,6 +81,13 @@ impl Tensor {
         let caller = Location::caller();
         Tensor::from_result(on_line_of(caller, || {
             check(self, key, value, how, caller)?;
+            if self.dtype() == F16 {
+                // What backward needs to know of each row takes more than a half.
+                let wide = |t: &Tensor| if t.dtype() == F16 { t.to(F32) } else { t.clone() };
+                let how = Attention { attn_mask: how.attn_mask.as_ref().map(wide), ..how.clone() };
+                let out = wide(self).scaled_dot_product_attention_with(&wide(key), &wide(value), &how);
+                return Ok(out.to(F16));
+            }
             if how.enable_gqa {
                 grouped(self, key, value, how, caller)
             } else {

@@ -218,6 +218,12 @@ impl Rows {
     }
 
     fn record(self, x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
+        if x.dtype() == DType::F16 {
+            // Partial sums of weights' gradients would overflow.
+            let wide = |t: &Tensor| t.to(DType::F32);
+            let out = self.record(&wide(x), weight.map(wide).as_ref(), bias.map(wide).as_ref())?;
+            return Ok(out.to(DType::F16));
+        }
         let all: SmallVec<[&Tensor; 3]> = [Some(x), weight, bias].into_iter().flatten().collect();
         let task = Task::Forward { weight: weight.is_some(), bias: bias.is_some() };
         let flat = self.task(task, &all);

@@ -1,6 +1,7 @@
 //! Structured ops against loops in f64, on the CPU and on a software adapter, in every variant.
 
 mod gather;
+mod halves;
 mod matmul;
 mod norms;
 mod softmax;

@@ -6,6 +6,7 @@ mod errors;
 mod fusion;
 mod goldens;
 mod gradients;
+mod halves;
 mod model;
 mod sizes;
 mod smooth;

@@ -178,7 +178,11 @@ impl Cpu {
     }
 
     /// Inputs of halves as singles.
-    fn widened(&self, call: &Structured, inputs: &[&[u8]]) -> Result<SmallVec<[Option<(Block, usize)>; 8]>, Fault> {
+    fn widened(
+        &self,
+        call: &Structured,
+        inputs: &[&[u8]],
+    ) -> Result<SmallVec<[Option<(Block, usize)>; 8]>, Fault> {
         let widen = |(input, (dtype, _)): (&&[u8], &(DType, Layout))| {
             if *dtype != DType::F16 {
                 return Ok(None);

@@ -86,6 +86,24 @@ pub fn pick(name: Option<&str>) -> Result<Arc<Gpu>, Fault> {
     Ok(gpu)
 }
 
+/// The size of the adapter's matrices of halves that are added up in single precision.
+fn matrices(adapter: &wgpu::Adapter) -> Option<usize> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    // Elsewhere naga's code for them asks for other pointers than our kernel has.
+    let vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP;
+    if !vulkan || !adapter.features().contains(needed) {
+        return None;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    let square = all
+        .iter()
+        .filter(|p| (p.ab_type, p.cr_type) == (F16, F32) && p.m_size == p.n_size && p.m_size == p.k_size);
+    square.map(|p| p.m_size as usize).max()
+}
+
 fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let info = adapter.get_info();
     let features = adapter.features()
@@ -94,9 +112,18 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
             | wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_INT64
             | wgpu::Features::PIPELINE_CACHE);
+    let matrices = matrices(adapter);
+    let wanted = if matrices.is_some() {
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    } else {
+        wgpu::Features::empty()
+    };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("wgrad"),
-        required_features: features,
+        required_features: features | wanted,
+        // SAFETY: what is asked for besides the common features are cooperative matrices, whose loads and stores wgpu
+        // does not check yet; our one kernel with them touches workgroup memory by constant sizes.
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
         required_limits: adapter.limits(),
         ..Default::default()
     };
@@ -124,8 +151,18 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let pairs = class == AdapterClass::Software && features.contains(wgpu::Features::SHADER_INT64);
     let tuner = Arc::new(Tuner::new(&id));
     let driver = format!("{:?} {} {}", info.backend, info.driver, info.driver_info);
-    let info =
-        AdapterInfo { name: info.name, driver, id, class, limits, features, subgroup_size, pairs, tuner };
+    let info = AdapterInfo {
+        name: info.name,
+        driver,
+        id,
+        class,
+        limits,
+        features,
+        subgroup_size,
+        matrices,
+        pairs,
+        tuner,
+    };
     let limits = &info.limits;
     let caps = Caps {
         // One is kept for the status word.

@@ -16,6 +16,7 @@ pub struct Extras {
     /// Words of 64 bits.
     pub pairs: bool,
     pub halves: bool,
+    pub matrices: bool,
     /// One more buffer, for status words: a kernel does without where there is no room for them.
     pub status: bool,
 }
@@ -28,6 +29,7 @@ pub fn check(path: &str, wgsl: &str, extras: Extras) -> Result<Module, String> {
     capabilities.set(Capabilities::SHADER_FLOAT16, extras.halves);
     capabilities.set(Capabilities::SUBGROUP, extras.subgroups);
     capabilities.set(Capabilities::SHADER_INT64, extras.pairs);
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, extras.matrices);
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string_with_path(wgsl, path))?;
     let flags = naga::valid::ValidationFlags::all();
     let info = naga::valid::Validator::new(flags, capabilities)

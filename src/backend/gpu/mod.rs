@@ -87,6 +87,8 @@ pub struct AdapterInfo {
     pub features: wgpu::Features,
     /// Invocations in a subgroup, where shaders may use subgroups and all have one size.
     pub subgroup_size: Option<u32>,
+    /// The size of the cooperative matrices of halves that are added up in single precision, where there are such.
+    pub matrices: Option<usize>,
     /// Whether generated kernels move memory in words of 64 bits.
     pub pairs: bool,
     /// Which of several equal kernels are fastest.

@@ -435,7 +435,13 @@ pub fn declared(text: &str) -> Vec<Declared> {
 
 /// The text behind the directives that it needs.
 pub fn enabling(wgsl: String) -> String {
-    if wgsl.contains("array<f16>") { format!("enable f16;\n{wgsl}") } else { wgsl }
+    let mut head = String::new();
+    for (word, what) in [("<f16", "f16"), ("coop_mat", "wgpu_cooperative_matrix")] {
+        if wgsl.contains(word) {
+            let _ = writeln!(head, "enable {what};");
+        }
+    }
+    head + &wgsl
 }
 
 /// What `#status` stands for, with the status words at this binding.

@@ -93,6 +93,9 @@ pub(in crate::ops) enum Kernel {
     /// Workgroup memory: tiles of `4 * pieces * down` rows and `4 * pieces * across` columns, an invocation for each
     /// `4 * pieces` squared, `depth` steps of k at a time.
     Tiles { down: usize, across: usize, pieces: usize, depth: usize },
+    /// Cooperative matrices of halves, `size` squared: `down` times `across` subgroups of so many `lanes` share a tile, of
+    /// which each has `matrices` down and across.
+    Cooperative { size: usize, lanes: usize, down: usize, across: usize, matrices: [usize; 2], depth: usize },
 }
 
 /// Operations up to which a product takes less time than the compiling of a faster kernel.
@@ -100,7 +103,7 @@ const TINY: u64 = 1 << 15;
 
 /// The first that fits is taken.
 pub(in crate::ops) const VARIANTS: &[Variant] = &{
-    use Kernel::{Any, Axpy, Dot, Lanes, Slices};
+    use Kernel::{Any, Axpy, Cooperative, Dot, Lanes, Slices};
     const fn row(kernel: Kernel, fits: fn(&Problem, DType, &AdapterInfo) -> bool) -> Variant {
         Variant { kernel, fits }
     }
@@ -109,6 +112,21 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         fits: fn(&Problem, DType, &AdapterInfo) -> bool,
     ) -> Variant {
         Variant { kernel: Kernel::Tiles { down, across, pieces, depth }, fits }
+    }
+    const fn cooperative([size, lanes]: [usize; 2], large: bool) -> Kernel {
+        // Of the invocations that every adapter grants.
+        let (down, across) = if large && lanes <= 32 { (2, 4) } else { (2, 2) };
+        let matrices = match (large, lanes) {
+            (true, 64) => [4, 4],
+            (true, _) => [4, 2],
+            (false, _) => [2, 2],
+        };
+        Cooperative { size, lanes, down, across, matrices, depth: if large { 16 } else { 32 } }
+    }
+    fn matrices(p: &Problem, adapter: &AdapterInfo, size: usize, lanes: usize) -> bool {
+        let fits = adapter.matrices == Some(size) && adapter.subgroup_size == Some(lanes as u32);
+        // The epilogue could not read an operand as these kernels declare it.
+        fits && p.halves && !p.shared && !adapter.is_software()
     }
     fn vector(p: &Problem, dtype: DType) -> bool {
         dtype == DType::F32 && p.is_vector()
@@ -142,6 +160,17 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         row(Lanes { rows: 8, fours: 1, subgroup: false }, |_, dtype, adapter| {
             dtype == DType::F32 && adapter.is_software()
         }),
+        row(cooperative([16, 32], true), |p, _, adapter| {
+            matrices(p, adapter, 16, 32) && p.tiles(128, 128) >= many(adapter) / 2
+        }),
+        row(cooperative([16, 32], false), |p, _, adapter| matrices(p, adapter, 16, 32)),
+        row(cooperative([16, 64], true), |p, _, adapter| {
+            matrices(p, adapter, 16, 64) && p.tiles(128, 128) >= many(adapter) / 2
+        }),
+        row(cooperative([16, 64], false), |p, _, adapter| matrices(p, adapter, 16, 64)),
+        // Of the software adapters that have them, for tests.
+        row(cooperative([8, 8], true), |_, _, _| false),
+        row(cooperative([8, 8], false), |_, _, _| false),
         tiles([16, 16, 2, 16], |p, _, adapter| !adapter.is_software() && p.tiles(128, 128) >= many(adapter)),
         tiles([16, 8, 2, 8], |p, _, adapter| !adapter.is_software() && p.tiles(128, 64) >= many(adapter)),
         tiles([8, 8, 2, 16], |p, _, adapter| !adapter.is_software() && p.tiles(64, 64) >= many(adapter) / 2),
@@ -176,6 +205,9 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let like = |v: &&Variant| match (v.kernel, first.kernel) {
         (Kernel::Lanes { subgroup, .. }, Kernel::Lanes { subgroup: with, .. }) => subgroup == with,
         (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
+        (Kernel::Cooperative { size, lanes, .. }, Kernel::Cooperative { size: s, lanes: l, .. }) => {
+            (size, lanes) == (s, l)
+        }
         _ => false,
     };
     let others = VARIANTS.iter().filter(like).filter(|v| v.kernel != first.kernel);
@@ -221,6 +253,9 @@ impl Kernel {
         match self {
             Kernel::Lanes { rows, fours, .. } => Some([rows, 32 * fours]),
             Kernel::Tiles { down, across, pieces, .. } => Some([4 * pieces * down, 4 * pieces * across]),
+            Kernel::Cooperative { size, down, across, matrices: [m, n], .. } => {
+                Some([size * m * down, size * n * across])
+            }
             _ => None,
         }
     }
@@ -231,7 +266,9 @@ impl Variant {
     fn turns(&self, p: &Problem) -> usize {
         match self.kernel {
             Kernel::Any => p.k,
-            Kernel::Axpy | Kernel::Lanes { .. } | Kernel::Tiles { .. } => p.k.div_ceil(4),
+            Kernel::Axpy | Kernel::Lanes { .. } | Kernel::Tiles { .. } | Kernel::Cooperative { .. } => {
+                p.k.div_ceil(4)
+            }
             Kernel::Slices => p.k.div_ceil(32),
             Kernel::Dot(width) => p.k.div_ceil(4 * width),
         }
@@ -249,6 +286,7 @@ impl Variant {
         };
         let any = self.kernel == Kernel::Any;
         let dot = matches!(self.kernel, Kernel::Dot(_));
+        let cooperative = matches!(self.kernel, Kernel::Cooperative { .. });
         let column = dot || matches!(self.kernel, Kernel::Axpy | Kernel::Slices);
         // Along k where that is possible. Dot products can use no other.
         let a_along_k = p.a.aligned(p.k, p.a.columns, p.a.rows);
@@ -269,11 +307,13 @@ impl Variant {
         let store4 = match self.kernel {
             Kernel::Any | Kernel::Dot(_) => false,
             Kernel::Axpy | Kernel::Slices => a_by_row,
-            Kernel::Lanes { .. } | Kernel::Tiles { .. } => turned || out_n == 1 && p.n.is_multiple_of(4),
+            Kernel::Lanes { .. } | Kernel::Tiles { .. } | Kernel::Cooperative { .. } => {
+                turned || out_n == 1 && p.n.is_multiple_of(4)
+            }
         };
         let defines = Defines::default()
-            .value("T", wgsl_type(dtype))
-            .flag("HALF", p.halves)
+            .value("T", if cooperative { "f16" } else { wgsl_type(dtype) })
+            .flag("HALF", p.halves && !cooperative)
             .value("A_AT", if p.exchanged { 3 } else { 2 })
             .value("B_AT", if p.exchanged { 2 } else { 3 })
             .flag("A_VEC", a_vec)
@@ -307,6 +347,15 @@ impl Variant {
                 let defines = defines.value("DOWN", down).value("ACROSS", across);
                 let defines = defines.value("THREADS", down * across).flag("BOTH", blocks > down * across);
                 ("tiles", defines, p.m.div_ceil(4 * pieces * down), p.n.div_ceil(4 * pieces * across))
+            }
+            Kernel::Cooperative { size, lanes, down, across, matrices: [m, n], depth } => {
+                let (rows, columns) = (size * m * down, size * n * across);
+                let each = |side: usize| (side * depth / 4).div_ceil(down * across * lanes);
+                let defines = defines.flag("COOP", true).value("SIZE", size).value("LANES_EACH", lanes);
+                let defines = defines.value("DOWN", down).value("ACROSS", across).value("DEPTH", depth);
+                let defines = defines.value("MATRICES_M", m).value("MATRICES_N", n);
+                let defines = defines.value("A_EACH", each(rows)).value("B_EACH", each(columns));
+                ("cooperative", defines, p.m.div_ceil(rows), p.n.div_ceil(columns))
             }
         };
         let total = tiles_m * tiles_n;

@@ -7,9 +7,10 @@ use smallvec::SmallVec;
 
 use super::super::*;
 use crate::block;
-use crate::graph::dtype::{Bool, DType, Element, F32, F64, I32, U32};
+use crate::graph::dtype::{Bool, DType, Element, F16, F32, F64, I32, U32};
 use crate::graph::kernel::{Binding, ReduceOp};
 use crate::graph::layout::{Dims, Layout};
+pub(super) use crate::graph::program::CAST;
 use crate::graph::program::{Access, BlockFns, MapOp, Program, Reg, Store};
 
 pub(super) const fn op(name: &'static str, arity: usize, cpu: BlockFns) -> MapOp {
@@ -22,7 +23,7 @@ pub(super) static DIV: MapOp = op("div", 2, block!(num | a, b | a.div(b)));
 pub(super) static AND: MapOp = op("and", 2, block!(int |a, b| a & b; bool |a, b| a && b));
 pub(super) static LESS: MapOp = op("lt", 2, block!(all |a, b| a < b => bool));
 pub(super) static WHERE: MapOp = op("where", 3, block!(mask all |m, a, b| if m { a } else { b }));
-pub(super) static CAST: MapOp = op("cast", 1, &block::cast);
+
 pub(super) static TANH: MapOp = op("tanh", 1, block!(float | a | a.tanh()));
 
 pub(super) fn apply(op: &'static MapOp, operand: DType, result: DType, args: &[Reg]) -> Inst {
@@ -95,6 +96,7 @@ pub(super) fn combine(op: ReduceOp, dtype: DType, a: &[u8], b: &[u8]) -> Vec<u8>
         }])
     }
     match dtype {
+        F16 => unreachable!("reduced in single precision"),
         F32 => of::<f32>(op, a, b),
         F64 => of::<f64>(op, a, b),
         I32 => of::<i32>(op, a, b),
@@ -191,6 +193,9 @@ impl Rng {
 pub(super) fn bytes_of(rng: &mut Rng, dtype: DType, n: usize) -> Vec<u8> {
     let small = |rng: &mut Rng| rng.below(17) as i32 - 8;
     match dtype {
+        F16 => half::f16::to_bytes(
+            &(0..n).map(|_| half::f16::from_f32(small(rng) as f32 * 0.25)).collect::<Vec<_>>(),
+        ),
         F32 => f32::to_bytes(&(0..n).map(|_| small(rng) as f32 * 0.25).collect::<Vec<_>>()),
         F64 => f64::to_bytes(&(0..n).map(|_| f64::from(small(rng)) * 0.25).collect::<Vec<_>>()),
         I32 => i32::to_bytes(&(0..n).map(|_| small(rng)).collect::<Vec<_>>()),

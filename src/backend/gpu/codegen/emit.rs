@@ -394,7 +394,9 @@ impl<'a> Printer<'a> {
         let (one, ty) = (access.dtype, loaded_type(access.dtype, true));
         let text = match scope.space.vector.map(|v| (v, four(layout, v))) {
             None => buffer.load_one(&self.address(layout, 1, scope), one),
-            Some((_, Four::Together)) if buffer.wide => buffer.load_four(&self.address(layout, 4, scope), one),
+            Some((_, Four::Together)) if buffer.wide => {
+                buffer.load_four(&self.address(layout, 4, scope), one)
+            }
             Some((_, Four::Same)) => {
                 format!("{ty}({})", buffer.load_one(&self.address(layout, 1, scope), one))
             }

@@ -55,7 +55,9 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo, looks: bool) -> Result<Vec<
         let message = "float64 does not run on a GPU (WGSL has no 64-bit float); use the CPU device".into();
         return Err(fault(ErrorKind::DType, message));
     }
-    if kernel.bindings.iter().any(|b| b.dtype == DType::F16) && !info.features.contains(wgpu::Features::SHADER_F16) {
+    if kernel.bindings.iter().any(|b| b.dtype == DType::F16)
+        && !info.features.contains(wgpu::Features::SHADER_F16)
+    {
         let message = "float16 does not run on this GPU (it lacks the feature shader-f16)".into();
         return Err(fault(ErrorKind::DType, message));
     }
