@@ -41,6 +41,8 @@ pub use autograd::{enable_grad, no_grad};
 pub use device::{Device, cpu, device, gpu, manual_seed};
 pub use error::{Error, ErrorKind, Result};
 pub use graph::dtype::{DType, Element, Scalar};
+/// The element of [`F16`](DType::F16) tensors, from the crate `half`.
+pub use half::f16;
 pub use ops::attention::Attention;
 pub use ops::cast::Target;
 pub use ops::cat::{cat, stack};
