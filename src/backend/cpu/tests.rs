@@ -12,6 +12,9 @@ mod oracle;
 
 use oracle::*;
 
+/// The types in which programs compute.
+const COMPUTED: [DType; 5] = [Bool, U32, I32, F32, F64];
+
 #[test]
 fn maps_agree_with_loops() {
     let mut rng = Rng(7);
@@ -19,7 +22,7 @@ fn maps_agree_with_loops() {
         let (mut buffers, mut programs) = (vec![], vec![]);
         for _ in 0..1 + rng.below(3) {
             let shape = any_shape(&mut rng);
-            let dtype = rng.pick(&DType::ALL);
+            let dtype = rng.pick(&COMPUTED);
             let mut p = any_program(&mut rng, &shape, dtype, &mut buffers);
             for _ in 0..1 + rng.below(2) {
                 add_store(&mut rng, &mut p, dtype, &mut buffers);
@@ -45,7 +48,7 @@ fn reductions_agree_with_loops() {
         let mut buffers = vec![];
         let shape = any_shape(&mut rng);
         let kept = rng.below(shape.len() + 1);
-        let dtype = rng.pick(&DType::ALL);
+        let dtype = rng.pick(&COMPUTED);
         let pre = any_program(&mut rng, &shape, dtype, &mut buffers);
         let value = (0..pre.insts.len())
             .rev()

@@ -73,7 +73,7 @@ fn every_variant_of_the_product_of_halves() {
                 if matches!(kernel, Kernel::Cooperative { .. }) {
                     // Adapters choose the precision of what matrices are multiplied in; lavapipe's products are halves.
                     // Small whole numbers are exact in any.
-                    [&mut x, &mut y].map(|v| v.iter_mut().for_each(|v| *v = (*v * 5.0).round()));
+                    x.iter_mut().chain(&mut y).for_each(|v| *v = (*v * 5.0).round());
                 }
                 // In one place each: they must show in their row and column alone.
                 x[a.end() - 1] = f32::INFINITY;
