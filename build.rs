@@ -49,10 +49,26 @@ mod table {
         Ok(out)
     }
 
+    /// A template with the files of its folder where it says `#include name`.
+    fn with_parts(folder: &Path, text: &str) -> Result<String, String> {
+        let mut out = String::new();
+        for line in text.lines() {
+            let part = line.strip_prefix("#include ").map(|name| folder.join(format!("{name}.wgsl")));
+            match part.map(|path| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))) {
+                Some(part) => out += &part?,
+                None => out = out + line + "\n",
+            }
+        }
+        Ok(out)
+    }
+
     pub fn write() -> Result<(), String> {
         let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
         let shared = wgsl_files(&root.join("shaders/shared"))?;
-        let shaders = wgsl_files(&root.join("shaders"))?;
+        let mut shaders = wgsl_files(&root.join("shaders"))?;
+        for (name, text) in &mut shaders {
+            *text = with_parts(&root.join("shaders").join(&name), text)?;
+        }
         let library = Library::new(shared.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
         check_shared(&library, &shared)?;
 

@@ -11,7 +11,7 @@
 //! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
 //! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant lanes, pairs, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
-//! variant lanes, pairs, odd k and n: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 EIGHTS_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, odd k and n: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant lanes, pairs, odd m and k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=1 VEC4=0
 //! variant lanes, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
@@ -93,11 +93,9 @@ fn ${x}_one(at: u32) -> f32 {
 #if ${X}_LOOSE
 @group(0) @binding(${at}) var<storage, read> ${x}: array<u64>;
 
-// Four elements from any place.
-fn ${x}_four(at: u32) -> vec4<f32> {
-    let i = at / 2u;
-    let aligned = from_pairs(vec2<u64>(${x}[i], ${x}[i + 1u]));
-    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, aligned, ${x}[i + 2u]));
+// Four elements from any place, which begin in a word, go on in `second`, and may end in the word with `next`.
+fn ${x}_loose(at: u32, first: u64, second: u64, next: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, from_pairs(vec2<u64>(first, second)), next));
 }
 #else
 @group(0) @binding(${at}) var<storage, read> ${x}: array<vec2<u64>>;
@@ -147,16 +145,22 @@ fn place(batch: u32) -> Place {
 
 #if ANY
 #else
+#if A_LOOSE
+// Where a's element is. Past the edges come others, but for k along memory.
+fn a_at(base: u32, row: u32, k: u32) -> u32 {
+#if A_BY_ROW
+    return base + min(k, params.k - 1u) * params.a_k + min(row, params.m - 1u);
+#else
+    return base + min(row, params.m - 1u) * params.a_m + k;
+#endif
+}
+#else
 // Four elements of a: along its rows from `row`, at k, or along k, of `row`. Past the edges come other rows'
 // elements, and zeros past k.
 fn load_a(base: u32, row: u32, k: u32) -> vec4<${T}> {
 #if A_VEC
 #if A_BY_ROW
-#if A_LOOSE
-    let at = base + min(row, params.m - 1u);
-#else
     let at = base + min(row, params.m - 4u);
-#endif
 #if K_TAIL
     return select(vec4<${T}>(), a_four(at + min(k, params.k - 1u) * params.a_k), k < params.k);
 #else
@@ -182,16 +186,22 @@ fn load_a(base: u32, row: u32, k: u32) -> vec4<${T}> {
 #endif
 #endif
 }
+#endif
 
+#if B_LOOSE
+fn b_at(base: u32, k: u32, col: u32) -> u32 {
+#if B_BY_COL
+    return base + min(k, params.k - 1u) * params.b_k + min(col, params.n - 1u);
+#else
+    return base + min(col, params.n - 1u) * params.b_n + k;
+#endif
+}
+#else
 #if B_VEC
 // Four elements of b along the contiguous dimension.
 fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 #if B_BY_COL
-#if B_LOOSE
-    let at = base + min(col, params.n - 1u);
-#else
     let at = base + min(col, params.n - 4u);
-#endif
 #if K_TAIL
     return select(vec4<${T}>(), b_four(at + min(k, params.k - 1u) * params.b_k), k < params.k);
 #else
@@ -220,10 +230,13 @@ fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 }
 #endif
 #endif
+#endif
 
 #if ANY
 #else
 #if COLUMN
+#else
+#if LANES
 #else
 // Stores a block of four rows (columns of `v`) and four columns, as far as they are in the output.
 fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
@@ -252,316 +265,14 @@ fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
 }
 #endif
 #endif
+#endif
 
 #if LANES
-// Each of 8 invocations computes ROWS rows of 4 * FOURS columns, side by side. What it costs on a CPU's SIMD lanes is
-// loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each.
-
-#if B_BY_COL
-// The columns of an invocation at k.
-fn row_of_b(base: u32, k: u32, col: u32) -> array<vec4<f32>, ${FOURS}> {
-    var y: array<vec4<f32>, ${FOURS}>;
-#if EIGHTS_LOOSE
-    // Words that two fours share are read once.
-    let at = base + min(k, params.k - 1u) * params.b_k + min(col, params.n - 1u);
-    let i = at / 2u;
-    let moved = at % 2u == 1u;
-    let middle = b[i + 2u];
-    let last = b[i + 4u];
-    y[0] = bitcast<vec4<f32>>(moved_by_one(moved, from_pairs(vec2<u64>(b[i], b[i + 1u])), middle));
-    y[1] = bitcast<vec4<f32>>(moved_by_one(moved, from_pairs(vec2<u64>(middle, b[i + 3u])), last));
-#if K_TAIL
-    y[0] = select(vec4<f32>(), y[0], k < params.k);
-    y[1] = select(vec4<f32>(), y[1], k < params.k);
-#endif
-#else
-#for c in 0..${FOURS}
-    y[${c}] = load_b(base, k, col + ${c}u * 4u);
-#end
-#endif
-    return y;
-}
-#endif
-
-@compute @workgroup_size(8)
-fn lanes(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-#if SUBGROUP
-    @builtin(subgroup_invocation_id) lane: u32,
-#else
-    @builtin(local_invocation_index) lane: u32,
-#endif
-) {
-    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
-    if tile >= params.tiles {
-        return;
-    }
-    let at = place(tile / (params.tiles_n * params.tiles_m));
-    // Tiles below one another follow each other, so that b's columns, mostly far apart in memory, stay near.
-    let row = tile % params.tiles_m * ${ROWS}u;
-    let col = (tile / params.tiles_m % params.tiles_n * 8u + lane) * (4u * ${FOURS}u);
-    var acc: array<vec4<f32>, ${ROWS} * ${FOURS}>;
-    let depth = bound(params.k, tile);
-    for (var k = 0u; k < depth; k += 4u) {
-        var x: array<vec4<f32>, ${LOADS}>;
-#for i in 0..${LOADS}
-#if SUBGROUP
-#if A_BY_ROW
-        // Lane and load number the 4-row pieces of the tile, k by k.
-        x[${i}] = load_a(at.a, row + (lane + ${i}u * 8u) % (${ROWS}u / 4u) * 4u, k + (lane + ${i}u * 8u) / (${ROWS}u / 4u));
-#else
-        x[${i}] = load_a(at.a, row + ${i}u * 8u + lane, k);
-#endif
-#else
-#if A_BY_ROW
-        x[${i}] = load_a(at.a, row + ${i}u % (${ROWS}u / 4u) * 4u, k + ${i}u / (${ROWS}u / 4u));
-#else
-        x[${i}] = load_a(at.a, row + ${i}u, k);
-#endif
-#endif
-#end
-#if B_BY_COL
-#for q in 0..4
-        let y${q} = row_of_b(at.b, k + ${q}u, col);
-#end
-#else
-#for q in 0..4
-        var y${q}: array<vec4<f32>, ${FOURS}>;
-#end
-#for c in 0..${FOURS}
-        {
-#for q in 0..4
-            let t${q} = load_b(at.b, k, col + ${c}u * 4u + ${q}u);
-#end
-#for q in 0..4
-            y${q}[${c}] = vec4<f32>(t0[${q}], t1[${q}], t2[${q}], t3[${q}]);
-#end
-        }
-#end
-#endif
-#if A_BY_ROW
-#for q in 0..4
-#for piece in 0..${ROWS}/4
-        {
-#if SUBGROUP
-            let e = subgroupBroadcast(x[(${q}u * (${ROWS}u / 4u) + ${piece}u) / 8u], (${q}u * (${ROWS}u / 4u) + ${piece}u) % 8u);
-#else
-            let e = x[${q}u * (${ROWS}u / 4u) + ${piece}u];
-#endif
-#for r in 0..4
-#for c in 0..${FOURS}
-            acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u] = fma(vec4<f32>(e[${r}]), y${q}[${c}], acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u]);
-#end
-#end
-        }
-#end
-#end
-#else
-#for r in 0..${ROWS}
-        {
-#if SUBGROUP
-            let e = subgroupBroadcast(x[${r}u / 8u], ${r}u % 8u);
-#else
-            let e = x[${r}];
-#endif
-#for c in 0..${FOURS}
-            var s${c} = acc[${r}u * ${FOURS}u + ${c}u];
-#end
-#for q in 0..4
-#for c in 0..${FOURS}
-            s${c} = fma(vec4<f32>(e[${q}]), y${q}[${c}], s${c});
-#end
-#end
-#for c in 0..${FOURS}
-            acc[${r}u * ${FOURS}u + ${c}u] = s${c};
-#end
-        }
-#end
-#endif
-    }
-    // Indexing acc at run time would force it to memory, and storing row by row would be much code.
-    for (var r = 0u; r < min(${ROWS}u, params.m - row); r += 4u) {
-#for c in 0..${FOURS}
-        {
-            var v: mat4x4<f32>;
-#for q in 0..4
-            v[${q}] = acc[${q}u * ${FOURS}u + ${c}u];
-#for i in 1..${ROWS}/4
-            v[${q}] = select(v[${q}], acc[(${i}u * 4u + ${q}u) * ${FOURS}u + ${c}u], r == ${i}u * 4u);
-#end
-#end
-            keep(at.out, row + r, col + ${c}u * 4u, v);
-        }
-#end
-    }
-}
+#include lanes
 #endif
 
 #if TILES
-// DOWN x ACROSS invocations share tiles of a and b, DEPTH deep, and each computes PIECES x PIECES blocks of 4 x 4,
-// which lie DOWN and ACROSS blocks apart, so that neighbours read neighbouring vec4s. What the next tiles need is
-// read ahead into registers while the present ones are multiplied.
-
-const BLOCKS_M: u32 = ${DOWN}u * ${PIECES}u;
-const BLOCKS_N: u32 = ${ACROSS}u * ${PIECES}u;
-
-// In both tiles the first index is k, and vec4s lie along m and n.
-var<workgroup> tile_a: array<vec4<f32>, ${DEPTH} * ${DOWN} * ${PIECES}>;
-var<workgroup> tile_b: array<vec4<f32>, ${DEPTH} * ${ACROSS} * ${PIECES}>;
-
-// Where block `block` of row k lies in a tile. Invocations that fill a tile along k write every fourth row; shifted
-// against each other these rows fall on different banks.
-fn slot(k: u32, block: u32, blocks: u32) -> u32 {
-    return k * blocks + (block ^ (((k / 4u) % 4u) * 2u));
-}
-
-@compute @workgroup_size(${THREADS})
-fn tiles(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
-    if tile >= params.tiles {
-        return;
-    }
-    let at = place(tile / (params.tiles_n * params.tiles_m));
-    // Tiles go in stripes of 8 rows, so that those that run together read the same few rows and columns.
-    let number = tile % (params.tiles_n * params.tiles_m);
-    let stripe = number / (8u * params.tiles_n) * 8u;
-    let high = min(8u, params.tiles_m - stripe);
-    let within = number - stripe * params.tiles_n;
-    let row = (stripe + within % high) * BLOCKS_M * 4u;
-    let col = within / high * BLOCKS_N * 4u;
-    let across = index % ${ACROSS}u;
-    let down = index / ${ACROSS}u;
-    // The 4 x 4 blocks that this invocation reads. Side by side they follow the dimension that is contiguous.
-#if A_BY_ROW
-    let a_block = index % BLOCKS_M;
-    let a_deep = index / BLOCKS_M * 4u;
-#else
-    let a_block = index / (${DEPTH}u / 4u);
-    let a_deep = index % (${DEPTH}u / 4u) * 4u;
-#endif
-#if BOTH
-    let b_index = index;
-#else
-    let b_index = index - min(index, BLOCKS_M * ${DEPTH}u / 4u);
-#endif
-#if B_BY_COL
-    let b_block = b_index % BLOCKS_N;
-    let b_deep = b_index / BLOCKS_N * 4u;
-#else
-    let b_block = b_index / (${DEPTH}u / 4u);
-    let b_deep = b_index % (${DEPTH}u / 4u) * 4u;
-#endif
-    let fills_a = index < BLOCKS_M * ${DEPTH}u / 4u;
-#if BOTH
-    let fills_b = fills_a;
-#else
-    let fills_b = !fills_a && b_index < BLOCKS_N * ${DEPTH}u / 4u;
-#endif
-    var next_a: mat4x4<f32>;
-    var next_b: mat4x4<f32>;
-    if fills_a {
-        next_a = block_a(at.a, row + a_block * 4u, a_deep);
-    }
-    if fills_b {
-        next_b = block_b(at.b, b_deep, col + b_block * 4u);
-    }
-    var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
-    let depth = params.k + (tile >> 31u); // as bound() does, but seen to be uniform
-    for (var k = 0u; k < depth; k += ${DEPTH}u) {
-        if fills_a {
-#for q in 0..4
-            tile_a[slot(a_deep + ${q}u, a_block, BLOCKS_M)] = next_a[${q}];
-#end
-        }
-        if fills_b {
-#for q in 0..4
-            tile_b[slot(b_deep + ${q}u, b_block, BLOCKS_N)] = next_b[${q}];
-#end
-        }
-        workgroupBarrier();
-        if fills_a {
-            next_a = block_a(at.a, row + a_block * 4u, k + ${DEPTH}u + a_deep);
-        }
-        if fills_b {
-            next_b = block_b(at.b, k + ${DEPTH}u + b_deep, col + b_block * 4u);
-        }
-        for (var l = 0u; l < ${DEPTH}u; l += 4u) {
-#for s in 0..4
-            {
-#for p in 0..${PIECES}
-                let x${p} = tile_a[slot(l + ${s}u, down + ${DOWN}u * ${p}u, BLOCKS_M)];
-                let y${p} = tile_b[slot(l + ${s}u, across + ${ACROSS}u * ${p}u, BLOCKS_N)];
-#end
-#for p in 0..${PIECES}
-#for r in 0..4
-#for q in 0..${PIECES}
-                acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
-#end
-#end
-#end
-            }
-#end
-        }
-        workgroupBarrier();
-    }
-#for p in 0..${PIECES}
-#for q in 0..${PIECES}
-    keep(
-        at.out,
-        row + (down + ${DOWN}u * ${p}u) * 4u,
-        col + (across + ${ACROSS}u * ${q}u) * 4u,
-        mat4x4<f32>(
-#for r in 0..4
-            acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u],
-#end
-        ),
-    );
-#end
-#end
-}
-
-// Four k of four rows of a: a column for each k. Zeros past k.
-fn block_a(base: u32, row: u32, k: u32) -> mat4x4<f32> {
-    var m: mat4x4<f32>;
-#if A_BY_ROW
-#for q in 0..4
-    m[${q}] = select(vec4<f32>(), load_a(base, row, min(k + ${q}u, params.k - 1u)), k + ${q}u < params.k);
-#end
-    return m;
-#else
-    if k >= params.k {
-        return m;
-    }
-#for q in 0..4
-    m[${q}] = load_a(base, row + ${q}u, k);
-#end
-    return transpose(m);
-#endif
-}
-
-// Four k of four columns of b: a column for each k. Zeros past k.
-fn block_b(base: u32, k: u32, col: u32) -> mat4x4<f32> {
-    var m: mat4x4<f32>;
-#if B_BY_COL
-#for q in 0..4
-    m[${q}] = select(vec4<f32>(), load_b(base, min(k + ${q}u, params.k - 1u), col), k + ${q}u < params.k);
-#end
-    return m;
-#else
-    if k >= params.k {
-        return m;
-    }
-#for q in 0..4
-    m[${q}] = load_b(base, k, col + ${q}u);
-#end
-    return transpose(m);
-#endif
-}
+#include tiles
 #endif
 
 #if COLUMN

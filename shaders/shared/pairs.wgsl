@@ -9,6 +9,6 @@ fn to_pairs(v: vec4<u32>) -> vec2<u64> {
 }
 
 // The four that follow the first element of `x`, or `x` itself; `next` follows `x`.
-fn moved_by_one(moved: bool, x: vec4<u32>, next: u64) -> vec4<u32> {
-    return select(x, vec4<u32>(x.yzw, u32(next)), moved);
+fn moved_by_one(moved: bool, x: vec4<u32>, next: u32) -> vec4<u32> {
+    return select(x, vec4<u32>(x.yzw, next), moved);
 }

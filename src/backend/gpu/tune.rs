@@ -1,9 +1,11 @@
-//! Choosing by the clock among kernels that give the same bits: on this adapter, once, and kept on disk.
+//! Choosing among kernels that give the same bits: first what compiles fast, then by the clock what runs fast on
+//! this adapter, once, and kept on disk.
 //!
 //! A plan that has run `PATIENCE` times is likely to run many times more. From then on each of its runs is followed
-//! by the timing of one kernel that has several ways and was not timed yet, on buffers of its own, until the
-//! process has spent `BUDGET` on this. As all ways sum in one order, no result depends on what is chosen, nor
-//! on when. `WGRAD_AUTOTUNE=0` turns it off.
+//! by a look at one kernel that has several ways. All of them are timed, on buffers of their own, until the
+//! process has spent `BUDGET` on this; and the quick one, with which a software driver has a first result early, is
+//! left for the one that should run fastest when so many runs are seen that its compiling pays. As all ways sum in one order, no result depends on what is chosen, nor
+//! on when. `WGRAD_AUTOTUNE=0` turns the timing off.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,12 +31,26 @@ const LARGE: usize = 256 << 20;
 /// How often each way is timed; the fastest counts.
 const REPEATS: usize = 6;
 
-/// The ways to compute a call, equal in every bit; the first is taken unless another was found faster.
+/// The ways to compute a call, equal in every bit; the first should run fastest, and is taken unless another was found
+/// to do so.
 pub struct Ways {
     /// What calls must have in common for the same way to be fastest. One line.
     pub key: String,
     /// Names, which are kept on disk, and what they stand for.
     pub ways: Vec<(String, Vec<ShaderCall>)>,
+    /// The one that compiles fast.
+    pub quick: Option<Quick>,
+    /// Whether a run takes long enough to be timed.
+    pub timed: bool,
+}
+
+/// A way to be taken as long as few runs are known of.
+#[derive(Clone, Copy)]
+pub struct Quick {
+    /// Its place among the ways.
+    pub at: usize,
+    /// From so many runs on the others' compiling pays.
+    pub runs: u32,
 }
 
 /// What was found fastest.
@@ -48,6 +64,8 @@ pub struct Tuner {
 #[derive(Default, Debug)]
 struct State {
     choices: HashMap<String, String>,
+    /// How often plans took a kernel that has a quick way; `u32::MAX` once one of these has run often enough.
+    uses: HashMap<String, u32>,
     spent: Duration,
 }
 
@@ -59,7 +77,7 @@ impl Tuner {
         }
         let file = format!("tuned-{id}");
         let choices = parse(&disk::load(&file).unwrap_or_default());
-        Tuner { file: Some(file), state: Mutex::new(State { choices, spent: Duration::ZERO }) }
+        Tuner { file: Some(file), state: Mutex::new(State { choices, ..State::default() }) }
     }
 
     pub fn off() -> Tuner {
@@ -68,6 +86,12 @@ impl Tuner {
 
     /// The calls to make. Choices that are not among the ways (any more) count for nothing.
     pub fn pick(&self, mut ways: Ways) -> Vec<ShaderCall> {
+        if ways.quick.is_some() {
+            // Plans may differ in sizes and run once each.
+            let mut state = self.state.lock();
+            let uses = state.uses.entry(ways.key.clone()).or_default();
+            *uses = uses.saturating_add(1);
+        }
         let at = self.place(&ways);
         if ways.ways.is_empty() { vec![] } else { ways.ways.swap_remove(at).1 }
     }
@@ -84,7 +108,16 @@ impl Tuner {
     fn place(&self, ways: &Ways) -> usize {
         let state = self.state.lock();
         let chosen = state.choices.get(&ways.key);
-        ways.ways.iter().position(|(way, _)| Some(way) == chosen).unwrap_or(0)
+        let known = ways.ways.iter().position(|(way, _)| Some(way) == chosen);
+        let few = |quick: &Quick| {
+            quick.at < ways.ways.len() && state.uses.get(&ways.key).is_none_or(|&uses| uses < quick.runs)
+        };
+        known.or(ways.quick.filter(few).map(|quick| quick.at)).unwrap_or(0)
+    }
+
+    /// From now on the quick way is not taken.
+    fn settle(&self, key: &str) {
+        self.state.lock().uses.insert(key.into(), u32::MAX);
     }
 
     /// Whether there is time left for this.
@@ -129,33 +162,46 @@ impl Gpu {
     /// Called after each run of a plan. What goes wrong here concerns nobody: the plan stays as it is.
     pub(super) fn tune(&self, recording: &Recording, repeated: &Repeated, buffers: &[Buffer]) {
         let count = recording.commands.len();
+        let runs = repeated.runs.fetch_add(1, Ordering::Relaxed);
+        // Kernels that are fast need more runs until it pays to look for something faster.
+        if runs.is_multiple_of(PATIENCE) && (runs / PATIENCE).is_power_of_two() {
+            repeated.seen.store(0, Ordering::Relaxed);
+        }
         let done = repeated.seen.load(Ordering::Relaxed) as usize >= count;
-        if repeated.runs.fetch_add(1, Ordering::Relaxed) < PATIENCE || done || !self.info.tuner.has_time() {
+        if runs < PATIENCE || done {
             return;
         }
         let begun = Instant::now();
-        // Whether another than the first way is known by now for a kernel looked at; it may be another plan's finding.
+        // Whether the plan may have another way than it would have by now; it may be another plan's finding.
         let mut stale = false;
-        let mut timed = false;
-        while !timed
+        let mut worked = false;
+        while !worked
             && let at = repeated.seen.fetch_add(1, Ordering::Relaxed) as usize
             && at < count
         {
             let Command::Dispatch { kernel, buffers: slots, .. } = &recording.commands[at] else { continue };
             let Body::Structured(call) = &kernel.body else { continue };
             let Some(ways) = call.op.0.ways(call, &self.info).filter(|w| w.ways.len() > 1) else { continue };
+            let before = self.info.tuner.place(&ways);
+            if ways.quick.is_some_and(|quick| runs >= quick.runs) {
+                self.info.tuner.settle(&ways.key);
+                worked = self.info.tuner.place(&ways) != before;
+            }
             let sizes: Option<Vec<usize>> =
                 slots.iter().map(|&s| buffers.get(s as usize).map(|b| b.bytes)).collect();
-            let Some(sizes) = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE) else { continue };
-            if !self.info.tuner.knows(&ways.key) {
-                timed = true;
+            let sizes = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE);
+            if let Some(sizes) = sizes.filter(|_| ways.timed)
+                && self.info.tuner.has_time()
+                && !self.info.tuner.knows(&ways.key)
+            {
+                worked = true;
                 if self.time(kernel, &ways, &sizes).is_err() {
                     self.info.tuner.choose(&ways.key, &ways.ways[0].0);
                 }
                 self.info.tuner.state.lock().spent += begun.elapsed();
                 self.info.tuner.keep();
             }
-            stale |= self.info.tuner.place(&ways) != 0;
+            stale |= self.info.tuner.place(&ways) != ways.quick.map_or(0, |quick| quick.at);
         }
         let looks = repeated.plan().looks;
         if stale && let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording, looks) {
@@ -220,7 +266,8 @@ mod tests {
     }
 
     fn ways() -> Ways {
-        Ways { key: "k".into(), ways: vec![("a".into(), call("a")), ("b".into(), call("b"))] }
+        let ways = vec![("a".into(), call("a")), ("b".into(), call("b"))];
+        Ways { key: "k".into(), ways, quick: None, timed: true }
     }
 
     #[test]
@@ -232,7 +279,27 @@ mod tests {
         tuner.choose("k", "gone");
         assert_eq!(tuner.pick(ways())[0].entry, "a");
         assert!(!tuner.has_time(), "off is off");
-        assert!(tuner.pick(Ways { key: "k".into(), ways: vec![] }).is_empty());
+        assert!(tuner.pick(Ways { ways: vec![], ..ways() }).is_empty());
+    }
+
+    #[test]
+    fn the_quick_way_until_there_were_many_uses() {
+        let quick = || Ways { quick: Some(Quick { at: 1, runs: 9 }), ..ways() };
+        let tuner = Tuner::off();
+        for _ in 1..9 {
+            assert_eq!(tuner.pick(quick())[0].entry, "b");
+        }
+        assert_eq!(tuner.pick(quick())[0].entry, "a");
+
+        let tuner = Tuner::off();
+        assert_eq!(tuner.pick(quick())[0].entry, "b");
+        tuner.settle("k");
+        assert_eq!(tuner.pick(quick())[0].entry, "a");
+
+        let tuner = Tuner::off();
+        tuner.choose("k", "a");
+        assert_eq!(tuner.pick(quick())[0].entry, "a", "what is known needs no uses");
+        assert_eq!(Tuner::off().pick(Ways { quick: Some(Quick { at: 7, runs: 9 }), ..ways() })[0].entry, "a");
     }
 
     #[test]

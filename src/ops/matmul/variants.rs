@@ -1,6 +1,6 @@
 //! The ways in which a GPU computes a product, and which is taken when.
 
-use crate::backend::gpu::tune::Ways;
+use crate::backend::gpu::tune::{Quick, Ways};
 use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::Structured;
@@ -42,23 +42,33 @@ impl Problem {
             && !self.a.aligned(self.k, self.a.columns, self.a.rows)
     }
 
-    /// The way round that wastes less on the padding of tiles.
+    /// The way round that wastes less on the padding of tiles, if that is an eighth: the other way round is another
+    /// kernel to compile.
     fn turned_for(self, rows: usize, columns: usize) -> Problem {
-        if self.padded(columns, rows) < self.padded(rows, columns) { self.exchange() } else { self }
+        let [turned, straight] = [self.padded(columns, rows), self.padded(rows, columns)];
+        if turned + straight / 8 < straight { self.exchange() } else { self }
     }
 
-    /// The rows and fours of columns of a software adapter's tiles that take least time, by rough costs of a tile's
+    /// Nanoseconds on a software adapter, in tiles of so many rows and fours of columns, by rough costs of a tile's
     /// parts, fitted to one machine: four steps of k cost 18 ns for each load of a vector of `vec4`s, 5 ns for each
     /// row of multiplications by four columns, and a row's end 115 ns. Each tile is one thread's.
+    fn cost_of_lanes(&self, [rows, fours]: [usize; 2]) -> usize {
+        let p = self.clone().turned_for(rows, 32 * fours);
+        let tile =
+            p.k.div_ceil(4) * (18 * (rows / 8 + 4 * fours) + 5 * rows * fours) + 115 * rows.min(p.m) * fours;
+        p.tiles(rows, 32 * fours).div_ceil(threads()).saturating_mul(tile)
+    }
+
+    /// The tiles that take least time.
     fn best_lanes(&self) -> [usize; 2] {
-        let threads = threads();
-        let cost = |[rows, fours]: [usize; 2]| {
-            let p = self.clone().turned_for(rows, 32 * fours);
-            let tile = p.k.div_ceil(4) * (18 * (rows / 8 + 4 * fours) + 5 * rows * fours)
-                + 115 * rows.min(p.m) * fours;
-            p.tiles(rows, 32 * fours).div_ceil(threads) * tile
-        };
-        [[32, 1], [16, 1], [8, 1]].into_iter().min_by_key(|&t| cost(t)).unwrap_or([16, 1])
+        [[32, 1], [16, 1], [8, 1]].into_iter().min_by_key(|&t| self.cost_of_lanes(t)).unwrap_or([16, 1])
+    }
+
+    /// How many products lose as much time in the smallest tiles as the driver needs longer to compile larger ones:
+    /// about 50 ms. At once for those that are slow to begin with.
+    fn quick_runs(&self) -> Option<u32> {
+        let loss = self.cost_of_lanes([8, 1]).saturating_sub(self.cost_of_lanes(self.best_lanes()));
+        u32::try_from(50_000_000 / loss.max(1)).ok().filter(|&runs| runs > 8)
     }
 
     /// Work done in tiles of a size, padding included.
@@ -199,9 +209,11 @@ const WORTH_TIMING: u64 = 1 << 22;
 pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let problem = Problem::new(call);
     let first = chosen(&problem, call, adapter)?;
-    if first.kernel.tile().is_none() || problem.flops() < WORTH_TIMING {
-        return None;
-    }
+    first.kernel.tile()?;
+    let timed = problem.flops() >= WORTH_TIMING;
+    let small = Kernel::Lanes { rows: 8, fours: 1, subgroup: true };
+    let runs = problem.quick_runs();
+    let quick = |v: &Variant| v.kernel == small && runs.is_some();
     let like = |v: &&Variant| match (v.kernel, first.kernel) {
         (Kernel::Lanes { subgroup, .. }, Kernel::Lanes { subgroup: with, .. }) => subgroup == with,
         (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
@@ -210,9 +222,12 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
         }
         _ => false,
     };
-    let others = VARIANTS.iter().filter(like).filter(|v| v.kernel != first.kernel);
-    let ways = std::iter::once(first).chain(others);
-    let ways = ways.map(|v| (format!("{:?}", v.kernel), v.calls(problem.clone(), call.out_dtype)));
+    let others = VARIANTS.iter().filter(like).filter(|v| v.kernel != first.kernel && (timed || quick(v)));
+    let ways: Vec<&Variant> = std::iter::once(first).chain(others).collect();
+    let at = ways.iter().position(|v| quick(v)).filter(|&at| at > 0);
+    let quick = at.zip(runs).map(|(at, runs)| Quick { at, runs });
+    let ways =
+        ways.into_iter().map(|v| (format!("{:?}", v.kernel), v.calls(problem.clone(), call.out_dtype)));
     // Sizes count with two binary digits; beyond that it makes no difference.
     let size = |n: usize| n.next_multiple_of((n.next_power_of_two() / 4).max(1));
     let order = |o: &super::Operand| (o.rows == 1, o.columns == 1);
@@ -221,7 +236,7 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let [a, b] = [&problem.a, &problem.b].map(order);
     let halves = if problem.halves { " halves" } else { "" };
     let key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}");
-    Some(Ways { key, ways: ways.collect() })
+    Some(Ways { key, ways: ways.collect(), quick, timed })
 }
 
 /// How the sums of a product `[batches, m, n, k]` are cut where its output is too small to keep an adapter busy. The
@@ -337,7 +352,6 @@ impl Variant {
                 let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup).flag("PAIRS", subgroup);
                 let defines = defines.value("ROWS", rows).value("LOADS", loads).value("FOURS", fours);
                 let defines = defines.flag("A_LOOSE", a_loose).flag("B_LOOSE", b_loose);
-                let defines = defines.flag("EIGHTS_LOOSE", b_loose && fours == 2);
                 ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32 * fours))
             }
             Kernel::Slices => ("slices_of_columns", defines.flag("SLICES", true), p.m.div_ceil(32), 1),

@@ -317,6 +317,24 @@ fn tiles_of_every_size_give_the_same_bits() {
 
 #[cfg(feature = "gpu")]
 #[test]
+fn small_tiles_come_first_where_a_run_is_short() {
+    let device = gpu();
+    let info = device.info();
+    if !(info.has_eights() && info.pairs) {
+        return;
+    }
+    let quick = |m, n, k| {
+        let inputs = [(F32, matrix("rows", 1, m, k)), (F32, matrix("rows", 1, k, n))];
+        let ways = Matmul.ways(&call(Matmul, &inputs, &[1, m, n], F32), info).unwrap();
+        (ways.quick.map(|quick| quick.runs), ways.timed)
+    };
+    let [(short, untimed), (longer, timed)] = [quick(64, 64, 64), quick(256, 256, 256)];
+    assert!(short > longer && longer.is_some() && !untimed && timed);
+    assert_eq!(quick(4096, 4096, 4096), (None, true));
+}
+
+#[cfg(feature = "gpu")]
+#[test]
 fn a_plan_that_repeats_is_tuned_and_its_results_stay() {
     let device = gpu();
     let (m, n, k) = (160, 136, 132);

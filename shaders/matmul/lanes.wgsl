@@ -1,0 +1,241 @@
+// Each of 8 invocations computes ROWS rows of 4 * FOURS columns, side by side. What it costs on a CPU's SIMD lanes is
+// loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each. Fours that begin in the
+// middle of a word (LOOSE) end in the word with which the next one begins: along k that is read in the next turn
+// anyway, and else by the next lane, but for the last one's, which four lanes read for the turn's four k.
+const PIECES: u32 = ${ROWS}u / 4u;
+
+@compute @workgroup_size(8)
+fn lanes(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+#if SUBGROUP
+    @builtin(subgroup_invocation_id) lane: u32,
+#else
+    @builtin(local_invocation_index) lane: u32,
+#endif
+) {
+    let tile = (group.z * grid.y + group.y) * grid.x + group.x;
+    if tile >= params.tiles {
+        return;
+    }
+    let at = place(tile / (params.tiles_n * params.tiles_m));
+    // Tiles below one another follow each other, so that b's columns, mostly far apart in memory, stay near.
+    let row = tile % params.tiles_m * ${ROWS}u;
+    let left = tile / params.tiles_m % params.tiles_n * (32u * ${FOURS}u);
+    let col = left + lane * (4u * ${FOURS}u);
+    var acc: array<vec4<f32>, ${ROWS} * ${FOURS}>;
+#if A_LOOSE
+#if A_BY_ROW
+#else
+    var next_a: array<u64, ${LOADS}>;
+#for i in 0..${LOADS}
+    next_a[${i}] = a[a_at(at.a, row + ${i}u * 8u + lane, 0u) / 2u];
+#end
+#endif
+#endif
+#if B_LOOSE
+#if B_BY_COL
+#else
+    var next_b: array<u64, 4 * ${FOURS}>;
+#for c in 0..${FOURS}
+#for q in 0..4
+    next_b[${c}u * 4u + ${q}u] = b[b_at(at.b, 0u, col + ${c}u * 4u + ${q}u) / 2u];
+#end
+#end
+#endif
+#endif
+    let depth = bound(params.k, tile);
+    for (var k = 0u; k < depth; k += 4u) {
+        var x: array<vec4<f32>, ${LOADS}>;
+#if A_LOOSE
+#if A_BY_ROW
+        let end_a = u32(a[(a_at(at.a, row + ${ROWS}u - 4u, k + lane % 4u) + 3u) / 2u]);
+#for i in 0..${LOADS}
+        {
+            let piece = (lane + ${i}u * 8u) % PIECES;
+            let q = (lane + ${i}u * 8u) / PIECES;
+            let i = a_at(at.a, row + piece * 4u, k + q);
+            let word = a[i / 2u];
+            let next = select(subgroupShuffle(u32(word), (lane + 1u) % 8u), subgroupShuffle(end_a, q), piece == PIECES - 1u);
+            x[${i}] = a_loose(i, word, a[i / 2u + 1u], next);
+#if K_TAIL
+            x[${i}] = select(vec4<f32>(), x[${i}], k + q < params.k);
+#endif
+        }
+#end
+#else
+#for i in 0..${LOADS}
+        {
+            let i = a_at(at.a, row + ${i}u * 8u + lane, k);
+            let word = next_a[${i}];
+            next_a[${i}] = a[i / 2u + 2u];
+            x[${i}] = a_loose(i, word, a[i / 2u + 1u], u32(next_a[${i}]));
+#if K_TAIL
+            x[${i}] = select(vec4<f32>(), x[${i}], (k + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(params.k));
+#endif
+        }
+#end
+#endif
+#else
+#for i in 0..${LOADS}
+#if SUBGROUP
+#if A_BY_ROW
+        // Lane and load number the 4-row pieces of the tile, k by k.
+        x[${i}] = load_a(at.a, row + (lane + ${i}u * 8u) % PIECES * 4u, k + (lane + ${i}u * 8u) / PIECES);
+#else
+        x[${i}] = load_a(at.a, row + ${i}u * 8u + lane, k);
+#endif
+#else
+#if A_BY_ROW
+        x[${i}] = load_a(at.a, row + ${i}u % PIECES * 4u, k + ${i}u / PIECES);
+#else
+        x[${i}] = load_a(at.a, row + ${i}u, k);
+#endif
+#endif
+#end
+#endif
+#for q in 0..4
+        var y${q}: array<vec4<f32>, ${FOURS}>;
+#end
+#if B_BY_COL
+#if B_LOOSE
+        let end_b = u32(b[(b_at(at.b, k + lane % 4u, left + 32u * ${FOURS}u - 4u) + 3u) / 2u]);
+#for q in 0..4
+        {
+            let i = b_at(at.b, k + ${q}u, col);
+            var word = b[i / 2u];
+            let next = select(subgroupShuffle(u32(word), (lane + 1u) % 8u), subgroupBroadcast(end_b, ${q}u), lane == 7u);
+#for c in 1..${FOURS}
+            let word${c} = b[i / 2u + 2u * ${c}u];
+            y${q}[${c}u - 1u] = b_loose(i, word, b[i / 2u + 2u * ${c}u - 1u], u32(word${c}));
+            word = word${c};
+#end
+            y${q}[${FOURS}u - 1u] = b_loose(i, word, b[i / 2u + 2u * ${FOURS}u - 1u], next);
+#if K_TAIL
+#for c in 0..${FOURS}
+            y${q}[${c}] = select(vec4<f32>(), y${q}[${c}], k + ${q}u < params.k);
+#end
+#endif
+        }
+#end
+#else
+#for q in 0..4
+#for c in 0..${FOURS}
+        y${q}[${c}] = load_b(at.b, k + ${q}u, col + ${c}u * 4u);
+#end
+#end
+#endif
+#else
+#for c in 0..${FOURS}
+        {
+            var t: mat4x4<f32>;
+#for q in 0..4
+#if B_LOOSE
+            {
+                let i = b_at(at.b, k, col + ${c}u * 4u + ${q}u);
+                let word = next_b[${c}u * 4u + ${q}u];
+                next_b[${c}u * 4u + ${q}u] = b[i / 2u + 2u];
+                t[${q}] = b_loose(i, word, b[i / 2u + 1u], u32(next_b[${c}u * 4u + ${q}u]));
+#if K_TAIL
+                t[${q}] = select(vec4<f32>(), t[${q}], (k + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(params.k));
+#endif
+            }
+#else
+            t[${q}] = load_b(at.b, k, col + ${c}u * 4u + ${q}u);
+#endif
+#end
+            t = transpose(t);
+#for q in 0..4
+            y${q}[${c}] = t[${q}];
+#end
+        }
+#end
+#endif
+#if A_BY_ROW
+#for q in 0..4
+#for piece in 0..${ROWS}/4
+        {
+#if SUBGROUP
+            let e = subgroupBroadcast(x[(${q}u * PIECES + ${piece}u) / 8u], (${q}u * PIECES + ${piece}u) % 8u);
+#else
+            let e = x[${q}u * PIECES + ${piece}u];
+#endif
+#for r in 0..4
+#for c in 0..${FOURS}
+            acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u] = fma(vec4<f32>(e[${r}]), y${q}[${c}], acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u]);
+#end
+#end
+        }
+#end
+#end
+#else
+#for r in 0..${ROWS}
+        {
+#if SUBGROUP
+            let e = subgroupBroadcast(x[${r}u / 8u], ${r}u % 8u);
+#else
+            let e = x[${r}];
+#endif
+#for c in 0..${FOURS}
+            var s${c} = acc[${r}u * ${FOURS}u + ${c}u];
+#end
+#for q in 0..4
+#for c in 0..${FOURS}
+            s${c} = fma(vec4<f32>(e[${q}]), y${q}[${c}], s${c});
+#end
+#end
+#for c in 0..${FOURS}
+            acc[${r}u * ${FOURS}u + ${c}u] = s${c};
+#end
+        }
+#end
+#endif
+    }
+    // Indexing acc at run time would force it to memory, and a store for each row would be much code, which software
+    // drivers take long to compile: blocks of four rows are picked, and theirs move up one by one.
+    let blocks = (min(${ROWS}u, params.m - row) + 3u) / 4u;
+    for (var block = 0u; block < blocks; block++) {
+        let top = row + block * 4u;
+#for c in 0..${FOURS}
+        {
+            var v: mat4x4<f32>;
+#for q in 0..4
+            v[${q}] = acc[${q}u * ${FOURS}u + ${c}u];
+#for i in 1..${ROWS}/4
+            v[${q}] = select(v[${q}], acc[(${i}u * 4u + ${q}u) * ${FOURS}u + ${c}u], block == ${i}u);
+#end
+#end
+            let first = at.out + top * params.out_m + (col + ${c}u * 4u) * params.out_n;
+#if TURNED
+            v = transpose(v);
+#endif
+#if VEC4
+            for (var q = 0u; q < bound(4u, tile); q++) {
+#if TURNED
+                if top < params.m && col + ${c}u * 4u + q < params.n {
+                    store4((first + q * params.out_n) / 4u, v[0]);
+                }
+#else
+                if top + q < params.m && col + ${c}u * 4u < params.n {
+                    store4((first + q * params.out_m) / 4u, v[0]);
+                }
+#endif
+                v = mat4x4<f32>(v[1], v[2], v[3], v[0]);
+            }
+#else
+            for (var q = 0u; q < bound(16u, tile); q++) {
+                if top + q / 4u < params.m && col + ${c}u * 4u + q % 4u < params.n {
+                    store(first + q / 4u * params.out_m + q % 4u * params.out_n, v[0].x);
+                }
+                v = mat4x4<f32>(
+                    vec4<f32>(v[0].yzw, v[1].x),
+                    vec4<f32>(v[1].yzw, v[2].x),
+                    vec4<f32>(v[2].yzw, v[3].x),
+                    vec4<f32>(v[3].yzw, v[0].x),
+                );
+            }
+#endif
+        }
+#end
+    }
+}
