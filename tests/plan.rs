@@ -51,6 +51,10 @@ fn elementwise_chains_are_one_kernel() {
     takes(&d, 0, || (a.t(), a.i(0), a.expand([3, 8, 16]), a.reshape(-1)));
     // Constants and counting need no memory.
     takes(&d, 1, || &a * options().device(&d).ones([8, 16]) + options().device(&d).arange(0, 16, 1));
+    takes(&d, 1, || a.tril(-1).masked_fill(&options().device(&d).dtype(Bool).ones([8, 16]).triu(1), -1.0));
+    // Where a gradient will be asked for, too.
+    let (x, y) = (ready(&d, &[8, 8]).requires_grad_(true), ready(&d, &[8, 8]));
+    takes(&d, 1, || x.matmul(&y).tril(0).exp());
 }
 
 #[test]

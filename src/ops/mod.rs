@@ -11,6 +11,7 @@ pub(crate) mod elementwise;
 pub(crate) mod gather;
 pub(crate) mod indexing;
 pub(crate) mod loss;
+pub(crate) mod masking;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod normalize;

@@ -20,6 +20,7 @@ mod bad;
 mod elementwise;
 mod indexing;
 mod linear;
+mod masking;
 mod norm;
 mod reductions;
 mod spatial;
@@ -106,6 +107,7 @@ pub fn all() -> Vec<OpInfo> {
         linear::samples(),
         attention::samples(),
         indexing::samples(),
+        masking::samples(),
         spatial::samples(),
         norm::samples(),
         views::samples(),

@@ -23,6 +23,10 @@ fn int(d: &Device, shape: &[usize]) -> Tensor {
     options().device(d).dtype(I32).zeros(shape)
 }
 
+fn truth(d: &Device, shape: &[usize]) -> Tensor {
+    options().device(d).dtype(Bool).ones(shape)
+}
+
 fn training() -> BatchNorm {
     BatchNorm { training: true, ..BatchNorm::default() }
 }
@@ -127,6 +131,17 @@ pub(super) fn all() -> Vec<Bad> {
         bad("embedding", Shape, &["[2]"], |d| f(d, &[2]).embedding(&int(d, &[1]))),
         bad("one_hot", DType, &["float32"], |d| f(d, &[2]).one_hot(3)),
         bad("scatter_add", Shape, &["[2, 3]", "[1, 3]"], |d| f(d, &[2, 3]).scatter_add(0, &int(d, &[2, 3]), &f(d, &[1, 3]))),
+        bad("masked_fill", DType, &["boolean masks", "int32"], |d| f(d, &[2, 3]).masked_fill(&int(d, &[2, 3]), 1.0)),
+        bad("masked_fill", Shape, &["[2, 3]", "[4]"], |d| f(d, &[2, 3]).masked_fill(&truth(d, &[4]), 1.0)),
+        bad("masked_fill", Shape, &["0-dimensional", "[1]"], |d| f(d, &[2, 3]).masked_fill(&truth(d, &[3]), f(d, &[1]))),
+        bad("masked_fill", Argument, &["NaN", "int32", "overflow"], |d| int(d, &[3]).masked_fill(&truth(d, &[3]), f64::NAN)),
+        bad("masked_fill", Argument, &["4294967296", "int32"], |d| int(d, &[3]).masked_fill(&truth(d, &[3]), 1i64 << 32)),
+        bad("masked_fill", Argument, &["float32", "overflow"], |d| f(d, &[3]).masked_fill(&truth(d, &[3]), 1e39)),
+        bad("masked_fill_", Shape, &["[3]", "[2, 3]"], |d| f(d, &[3]).masked_fill_(&truth(d, &[2, 3]), 1.0)),
+        bad("masked_fill_", Autograd, &["leaf Variable"], |d| f(d, &[3]).requires_grad_(true).masked_fill_(&truth(d, &[3]), 1.0)),
+        bad("tril", Shape, &["at least 2 dimensions", "[3]"], |d| f(d, &[3]).tril(0)),
+        bad("triu", Shape, &["at least 2 dimensions", "[]"], |d| f(d, &[]).triu(1)),
+        bad("triu_", Argument, &["single memory location"], |d| f(d, &[1, 3]).expand([2, 3]).triu_(0)),
         bad("cat", Shape, &["[2, 3]", "[2, 2]"], |d| cat(&[&f(d, &[2, 3]), &f(d, &[2, 2])], 0)),
         bad("cat", Argument, &["non-empty"], |_| cat(&[], 0)),
         bad("cat", Shape, &["zero-dim"], |d| cat(&[&f(d, &[])], 0)),
@@ -180,6 +195,7 @@ pub(super) fn all() -> Vec<Bad> {
     out.push(bad("layer_norm", Place, &["same device"], |d| f(d, &[2]).layer_norm(2, Some(&f(&elsewhere(d), &[2])), None, 1e-5)));
     out.push(bad("batch_norm", Place, &["same device"], |d| f(d, &[2, 2]).batch_norm(&BatchNorm { bias: Some(f(&elsewhere(d), &[2])), ..training() })));
     out.push(bad("scaled_dot_product_attention", Place, &["same device"], |d| f(d, &[2, 2]).scaled_dot_product_attention(&f(d, &[2, 2]), &f(&elsewhere(d), &[2, 2]))));
+    out.push(bad("masked_fill", Place, &["same device"], |d| f(d, &[2]).masked_fill(&truth(&elsewhere(d), &[2]), 1.0)));
     out.push(bad("cat", Place, &["same device"], |d| cat(&[&f(d, &[2]), &f(&elsewhere(d), &[2])], 0)));
     out.push(bad("gather", Place, &["same device"], |d| f(d, &[2]).gather(0, &int(&elsewhere(d), &[2]))));
     out.push(bad("embedding", Place, &["same device"], |d| f(d, &[2, 2]).embedding(&int(&elsewhere(d), &[2]))));
