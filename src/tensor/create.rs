@@ -328,10 +328,15 @@ impl Options {
         let shape = dims::shape([n], op, caller)?;
         let device = self.place();
         check_dtype(&device, dtype, op, caller)?;
-        let i = self.positions(&device, Layout::contiguous(&shape), dtype, caller);
-        let args = [Arg::from(&i), Arg::Scalar(step)];
-        let scaled = map(&MUL.op, dtype, dtype, &device, &shape, &args, caller);
-        Ok(map(&ADD.op, dtype, dtype, &device, &shape, &[Arg::from(&scaled), Arg::Scalar(start)], caller))
+        let mut out = self.positions(&device, Layout::contiguous(&shape), dtype, caller);
+        // Most count from 0 in steps of 1.
+        for (op, by, nothing) in [(&MUL.op, step, 1.0), (&ADD.op, start, 0.0)] {
+            if by.as_f64() != nothing {
+                let args = [Arg::from(&out), Arg::Scalar(by)];
+                out = map(op, dtype, dtype, &device, &shape, &args, caller);
+            }
+        }
+        Ok(out)
     }
 
     /// See [`rand`].

@@ -41,7 +41,7 @@ pub(super) struct Eval<'a> {
     operands: &'a Operands<'a>,
     /// Where each register's block lies.
     registers: SmallVec<[*const u8; 16]>,
-    /// What each repeating gather holds: address and count.
+    /// What each repeating gather or index holds: where it began, and the count.
     holds: SmallVec<[(*const u8, usize); 8]>,
     /// How many elements of each scalar's block are filled.
     filled: usize,
@@ -146,17 +146,7 @@ impl<'a> Eval<'a> {
                     self.registers[usize::from(*reg)] = self.address(&plan.accesses[usize::from(*access)]);
                 }
                 Step::Gather { reg, access } => self.gather(*reg, usize::from(*access), len),
-                Step::Index { reg, access } => {
-                    let layout = &plan.accesses[usize::from(*access)].layout;
-                    let out: *mut u32 = self.registers[usize::from(*reg)].cast_mut().cast();
-                    let start = offset(&plan.accesses[usize::from(*access)], &self.coordinate);
-                    runs(&plan.shape, &layout.strides, &self.coordinate, len, |done, from, count, stride| {
-                        for i in 0..count {
-                            // SAFETY: the register has room for `len` elements.
-                            unsafe { *out.add(done + i) = (start.wrapping_add(from) + i * stride) as u32 };
-                        }
-                    });
-                }
+                Step::Index { reg, access } => self.count(*reg, usize::from(*access), len),
                 Step::Store { reg, access } => {
                     let access = &plan.accesses[usize::from(*access)];
                     self.look(*reg, access, len);
@@ -227,6 +217,31 @@ impl<'a> Eval<'a> {
                 _ => gather::<u64>(to.cast(), from.cast(), shape, strides, &self.coordinate, len),
             }
         }
+    }
+
+    /// The positions that a layout gives.
+    fn count(&mut self, reg: Reg, number: usize, len: usize) {
+        let access = &self.plan.accesses[number];
+        let start = offset(access, &self.coordinate);
+        if access.repeats {
+            let held = (ptr::without_provenance(start), len);
+            if self.holds[number].0 == held.0 && len <= self.holds[number].1 {
+                return;
+            }
+            self.holds[number] = held;
+        }
+        let out: *mut u32 = self.registers[usize::from(reg)].cast_mut().cast();
+        let (shape, strides) = (&self.plan.shape, &access.layout.strides);
+        runs(shape, strides, &self.coordinate, len, |done, from, count, stride| {
+            let (first, stride) = (start.wrapping_add(from) as u32, stride as u32);
+            // SAFETY: the register has room for `len` elements.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.add(done), count) };
+            match stride {
+                0 => out.fill(first),
+                1 => (0u32..).zip(out).for_each(|(i, out)| *out = first.wrapping_add(i)),
+                _ => (0u32..).zip(out).for_each(|(i, out)| *out = first.wrapping_add(i.wrapping_mul(stride))),
+            }
+        });
     }
 
     fn scatter(&mut self, reg: Reg, access: &Access, len: usize) {

@@ -54,8 +54,35 @@ pub(super) struct Pool(Mutex<State>);
 struct State {
     /// Freed blocks by capacity.
     free: std::collections::HashMap<usize, Vec<Raw>>,
+    /// When a block of each capacity was last asked for or freed, in such events.
+    used: std::collections::HashMap<usize, u64>,
+    events: u64,
     memory: Memory,
     peak: usize,
+}
+
+impl State {
+    fn note(&mut self, capacity: usize) {
+        self.events += 1;
+        self.used.insert(capacity, self.events);
+    }
+
+    /// Takes idle blocks out until there is room for `bytes` more, first of the capacities that nobody has asked for
+    /// longest: a program that has gone on to other sizes would otherwise keep the old ones, and get fresh pages each time.
+    fn make_room(&mut self, bytes: usize) -> Vec<(usize, Raw)> {
+        let mut out = vec![];
+        while self.memory.pooled_bytes + bytes > self.peak.max(KEEP) {
+            let idle = self.free.iter_mut().filter(|(_, blocks)| !blocks.is_empty());
+            let oldest = idle.min_by_key(|(capacity, _)| self.used.get(capacity).copied().unwrap_or(0));
+            let Some((capacity, Some(raw))) = oldest.map(|(&capacity, blocks)| (capacity, blocks.pop()))
+            else {
+                break;
+            };
+            self.memory.pooled_bytes -= capacity;
+            out.push((capacity, raw));
+        }
+        out
+    }
 }
 
 struct Raw(NonNull<u8>);
@@ -68,6 +95,7 @@ impl Pool {
         let capacity = size_class(bytes)?;
         let pooled = {
             let mut state = self.0.lock();
+            state.note(capacity);
             let found = state.free.get_mut(&capacity).and_then(Vec::pop);
             if found.is_some() {
                 state.memory.pooled_bytes -= capacity;
@@ -100,13 +128,17 @@ impl Pool {
         let mut state = self.0.lock();
         state.memory.live_buffers -= 1;
         state.memory.live_bytes -= bytes;
+        state.note(capacity);
+        let gone = state.make_room(capacity);
         if state.memory.pooled_bytes + capacity > state.peak.max(KEEP) {
             drop(state);
             release(raw, capacity);
         } else {
             state.memory.pooled_bytes += capacity;
             state.free.entry(capacity).or_default().push(Raw(raw));
+            drop(state);
         }
+        gone.into_iter().for_each(|(capacity, Raw(raw))| release(raw, capacity));
     }
 
     pub fn empty(&self) {

@@ -16,6 +16,8 @@ const MAX_BLOCK: usize = 2048;
 /// A run of the innermost dimension from here on is cut into blocks of its own, so that operands with stride 1
 /// are read in place whatever their outer strides are.
 const LONG_RUN: usize = 256;
+/// The same budget where rows of that length are taken several at a time: a little beyond L1 costs less than more blocks do.
+const ROWS_BUDGET: usize = 48 << 10;
 
 pub(super) struct Plan {
     pub shape: Dims,
@@ -89,16 +91,27 @@ pub(super) enum Step {
 impl Plan {
     /// Of a program that passed [`check`]. `keep` as for [`Program::collapse`]; `live`: a register to be read after the block.
     pub fn new(program: &Program, keep: usize, live: Option<Reg>) -> Result<Plan, String> {
-        let aliased = in_place(program);
         let mut program = program.clone();
         program.collapse(keep);
         if program.shape.is_empty() {
             flatten_point(&mut program);
         }
+        let (rank, inner) = (program.shape.len(), program.shape[program.shape.len() - 1]);
+        let by_runs = rank == 1 || inner >= LONG_RUN;
+        if rank > 1 && by_runs && inner <= MAX_BLOCK / 2 && by_rows(&program) {
+            let plan = Plan::cut(&program, live, false, ROWS_BUDGET)?;
+            if plan.block >= 2 * inner {
+                return Ok(plan);
+            }
+        }
+        Plan::cut(&program, live, by_runs, L1_BUDGET)
+    }
+
+    fn cut(program: &Program, live: Option<Reg>, by_runs: bool, budget: usize) -> Result<Plan, String> {
+        let aliased = in_place(program);
         let shape = program.shape.clone();
         let numel = program.numel();
         let inner = shape[shape.len() - 1];
-        let by_runs = shape.len() == 1 || inner >= LONG_RUN;
 
         let access = |binding, dtype: DType, layout: &Layout| Access {
             binding,
@@ -109,7 +122,11 @@ impl Plan {
             layout: layout.clone(),
         };
         let accesses: Vec<Access> = (program.loads.iter().map(|a| access(a.binding, a.dtype, &a.layout)))
-            .chain(program.indices.iter().map(|l| access(0, DType::U32, l)))
+            .chain(program.indices.iter().map(|l| {
+                let index = access(0, DType::U32, l);
+                // Blocks that begin in one column count alike.
+                Access { repeats: index.repeats || repeats(l, false), ..index }
+            }))
             .chain(program.stores.iter().map(|s| access(s.to.binding, s.to.dtype, &s.to.layout)))
             .collect();
         let first_index = program.loads.len();
@@ -142,7 +159,11 @@ impl Plan {
                     computed = !accesses[usize::from(*i)].repeats;
                     cost += 2;
                 }
-                Inst::Index(i) => steps.push(Step::Index { reg, access: first_index as u16 + i }),
+                Inst::Index(i) => {
+                    let access = first_index as u16 + i;
+                    steps.push(Step::Index { reg, access });
+                    computed = !accesses[usize::from(access)].repeats;
+                }
                 Inst::Scalar { slot, dtype } => {
                     scalars.push((reg, *slot, *dtype));
                     computed = false;
@@ -174,14 +195,14 @@ impl Plan {
         let stretches =
             count + steps.iter().filter(|s| matches!(s, Step::Borrow { .. } | Step::Direct { .. })).count();
         let widest = usize::from(sizes.iter().copied().max().unwrap_or(4));
-        let room = (L1_BUDGET / (stretches.max(1) * widest)).clamp(MIN_BLOCK, MAX_BLOCK) / 64 * 64;
+        let room = (budget / (stretches.max(1) * widest)).clamp(MIN_BLOCK, MAX_BLOCK) / 64 * 64;
         let block = if numel == 0 {
             1
         } else if by_runs {
             inner.div_ceil(inner.div_ceil(room)).next_multiple_of(16).min(inner)
         } else {
             // Whole rows, and of them rather a whole part or multiple of the next dimension.
-            let (rows, next) = (room / inner, shape[shape.len() - 2]);
+            let (rows, next) = ((room / inner).max(1), shape[shape.len() - 2]);
             let rows = if rows >= next { rows / next * next } else { next.div_ceil(next.div_ceil(rows)) };
             rows * inner
         };
@@ -354,6 +375,14 @@ fn is_dense(layout: &Layout, by_runs: bool) -> bool {
     if by_runs { layout.strides[last] == 1 } else { layout.strides == contiguous_strides(&layout.shape) }
 }
 
+/// Whether rows can be taken several at a time: every operand is whole, or the same row again and again.
+fn by_rows(program: &Program) -> bool {
+    let mut layouts = (program.loads.iter().map(|a| &a.layout))
+        .chain(program.stores.iter().map(|s| &s.to.layout))
+        .chain(&program.indices);
+    layouts.all(|layout| is_dense(layout, false) || repeats(layout, false))
+}
+
 fn repeats(layout: &Layout, by_runs: bool) -> bool {
     let last = layout.rank() - 1;
     if by_runs { layout.strides[last] == 0 } else { layout.strides[..last].iter().all(|&s| s == 0) }
@@ -390,7 +419,7 @@ fn assign_slots(
     }
     let mut kept = vec![false; registers];
     for step in steps {
-        if let Step::Gather { reg, access } = step
+        if let Step::Gather { reg, access } | Step::Index { reg, access } = step
             && accesses[usize::from(*access)].repeats
         {
             slots.push((*reg, fresh()));

@@ -81,7 +81,8 @@ impl ReducePlan {
         } else if outputs >= 64 {
             ((WORTH_A_THREAD / (reduced * price).max(1)).max(outputs.div_ceil(256)).clamp(1, WIDE), reduced)
         } else {
-            (outputs, PART)
+            // Few of them, but each may be a thread's work.
+            ((PART / reduced.max(1)).clamp(1, outputs.max(1)), PART)
         };
         Ok(ReducePlan {
             value: reduce.value,
