@@ -180,6 +180,13 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     /// `call.inputs`' layouts; halves come widened to [`DType::F32`]. An `Err` is a fault of the data (an index out of range), in words that follow
     /// the op's name.
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String>;
+    /// Elements of the pieces (rows, say) in which `cpu_pieces` can compute the output, each by itself; 0 if it cannot.
+    fn piece(&self, _call: &Structured) -> usize {
+        0
+    }
+    /// Computes whole pieces of the output, from element `first` on, on the calling thread, so that an epilogue finds
+    /// them in its cache.
+    fn cpu_pieces(&self, _call: &Structured, _inputs: &[&[u8]], _first: usize, _out: &mut [u8]) {}
 }
 
 #[derive(Clone, Debug)]

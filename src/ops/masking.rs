@@ -191,6 +191,7 @@ fn held(value: Scalar, dtype: DType) -> Option<Scalar> {
         I32 => within(i64::from(i32::MIN), i64::from(i32::MAX)),
         // Negative numbers wrap, as PyTorch's.
         U32 => within(-i64::from(u32::MAX), i64::from(u32::MAX)),
+        DType::F16 if v.is_finite() && v.abs() > 65504.0 => None,
         DType::F32 if v.is_finite() && !(v as f32).is_finite() => None,
         _ => Some(value),
     }

@@ -85,11 +85,23 @@ impl StructuredOp for Normalize {
 
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
         match call.out_dtype {
-            DType::F32 => self.run::<f32>(call, inputs, out),
-            DType::F64 => self.run::<f64>(call, inputs, out),
+            DType::F32 => self.run::<f32>(call, inputs, None, out),
+            DType::F64 => self.run::<f64>(call, inputs, None, out),
             other => return Err(format!("is not defined for {other}")),
         }
         Ok(())
+    }
+
+    fn piece(&self, call: &Structured) -> usize {
+        let rows = self.fuses_epilogue() && matches!(call.out_dtype, DType::F32 | DType::F64);
+        if rows { call.inputs[0].1.shape[1] } else { 0 }
+    }
+
+    fn cpu_pieces(&self, call: &Structured, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        match call.out_dtype {
+            DType::F64 => self.run::<f64>(call, inputs, Some(first), out),
+            _ => self.run::<f32>(call, inputs, Some(first), out),
+        }
     }
 }
 
@@ -97,7 +109,14 @@ impl StructuredOp for Normalize {
 const WORTH_A_THREAD: usize = 16 << 10;
 
 impl Normalize {
-    fn run<T: Real + bytemuck::Pod>(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) {
+    /// `first`: some rows only, from this element on, on this thread.
+    fn run<T: Real + bytemuck::Pod>(
+        &self,
+        call: &Structured,
+        inputs: &[&[u8]],
+        first: Option<usize>,
+        out: &mut [u8],
+    ) {
         let &[rows, n] = &call.inputs[0].1.shape[..] else { unreachable!("the norms take [rows, n]") };
         let out = bytemuck::cast_slice_mut::<u8, T>(out);
         if out.is_empty() {
@@ -114,14 +133,14 @@ impl Normalize {
             Task::Forward { weight, bias } => {
                 let (x, weight) = (input(0), weight.then(|| input(1)));
                 let bias = bias.then(|| input(1 + usize::from(weight.is_some())));
-                out.par_chunks_mut(each * n).enumerate().for_each(|(i, out)| {
-                    vectorized(Forward { x: &x[part(i, each)], weight, bias, out, n, rms, eps });
+                some_rows(out, each * n, first, |at, out| {
+                    vectorized(Forward { x: &x[at..at + out.len()], weight, bias, out, n, rms, eps });
                 });
             }
             Task::Gradient { weight } => {
                 let (g, x, weight) = (input(0), input(1), weight.then(|| input(2)));
-                out.par_chunks_mut(each * n).enumerate().for_each(|(i, out)| {
-                    let part = part(i, each);
+                some_rows(out, each * n, first, |at, out| {
+                    let part = at..at + out.len();
                     vectorized(Gradient { g: &g[part.clone()], x: &x[part], weight, out, n, rms, eps });
                 });
             }
@@ -135,6 +154,19 @@ impl Normalize {
                 });
             }
         }
+    }
+}
+
+/// Does `work` on rows that begin with element `first` here, or on all of them, `each` elements at a time on all threads.
+fn some_rows<T: Send>(
+    out: &mut [T],
+    each: usize,
+    first: Option<usize>,
+    work: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
+    match first {
+        Some(first) => work(first, out),
+        None => out.par_chunks_mut(each).enumerate().for_each(|(i, out)| work(i * each, out)),
     }
 }
 

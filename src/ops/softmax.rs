@@ -53,7 +53,15 @@ impl StructuredOp for Softmax {
     }
 
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
-        on_dtype(call, self.log, inputs, out)
+        on_dtype(call, self.log, inputs, None, out)
+    }
+
+    fn piece(&self, call: &Structured) -> usize {
+        slab(call)
+    }
+
+    fn cpu_pieces(&self, call: &Structured, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        let _ = on_dtype(call, self.log, inputs, Some(first), out);
     }
 }
 
@@ -80,7 +88,15 @@ impl StructuredOp for SoftmaxBackward {
     }
 
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
-        on_dtype(call, self.log, inputs, out)
+        on_dtype(call, self.log, inputs, None, out)
+    }
+
+    fn piece(&self, call: &Structured) -> usize {
+        slab(call)
+    }
+
+    fn cpu_pieces(&self, call: &Structured, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        let _ = on_dtype(call, self.log, inputs, Some(first), out);
     }
 }
 
@@ -89,34 +105,57 @@ const WORTH_A_THREAD: usize = 16 << 10;
 /// Columns that are reduced at once.
 const COLUMNS: usize = 128;
 
-fn on_dtype(call: &Structured, log: bool, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
+/// Elements of one `[n, inner]`; 0 where the type has no kernel.
+fn slab(call: &Structured) -> usize {
+    match (&call.inputs[0].1.shape[..], call.out_dtype) {
+        (&[_, n, inner], DType::F32 | DType::F64) => n * inner,
+        _ => 0,
+    }
+}
+
+/// `first`: of some slabs only, from this element on, on this thread.
+fn on_dtype(
+    call: &Structured,
+    log: bool,
+    inputs: &[&[u8]],
+    first: Option<usize>,
+    out: &mut [u8],
+) -> Result<(), String> {
     match call.out_dtype {
-        DType::F32 => run::<f32>(call, log, inputs, out),
-        DType::F64 => run::<f64>(call, log, inputs, out),
+        DType::F32 => run::<f32>(call, log, inputs, first, out),
+        DType::F64 => run::<f64>(call, log, inputs, first, out),
         other => return Err(format!("is not defined for {other}")),
     }
     Ok(())
 }
 
-fn run<T: Real + bytemuck::Pod>(call: &Structured, log: bool, inputs: &[&[u8]], out: &mut [u8]) {
+fn run<T: Real + bytemuck::Pod>(
+    call: &Structured,
+    log: bool,
+    inputs: &[&[u8]],
+    first: Option<usize>,
+    out: &mut [u8],
+) {
     let &[_, n, inner] = &call.inputs[0].1.shape[..] else { unreachable!("softmax takes [outer, n, inner]") };
     let out = bytemuck::cast_slice_mut::<u8, T>(out);
     let slab = n * inner;
     if out.is_empty() {
         return;
     }
-    let input =
-        |i: usize| &bytemuck::cast_slice::<u8, T>(inputs[i])[call.inputs[i].1.offset..][..out_len(call)];
+    let input = |i: usize| {
+        let layout = &call.inputs[i].1;
+        &bytemuck::cast_slice::<u8, T>(inputs[i])[layout.offset..][..layout.numel()]
+    };
     let (x, y) = (input(0), (inputs.len() > 1).then(|| input(1)));
-    let slabs = WORTH_A_THREAD.div_ceil(slab);
-    out.par_chunks_mut(slabs * slab).enumerate().for_each(|(i, out)| {
-        let part = i * slabs * slab..i * slabs * slab + out.len();
+    let some = |first: usize, out: &mut [T]| {
+        let part = first..first + out.len();
         vectorized(Slabs { x: &x[part.clone()], y: y.map(|y| &y[part]), out, n, inner, log });
-    });
-}
-
-fn out_len(call: &Structured) -> usize {
-    call.inputs[0].1.numel()
+    };
+    if let Some(first) = first {
+        return some(first, out);
+    }
+    let each = WORTH_A_THREAD.div_ceil(slab) * slab;
+    out.par_chunks_mut(each).enumerate().for_each(|(i, out)| some(i * each, out));
 }
 
 /// Some of the outer dimension's `[n, inner]`.

@@ -1,6 +1,7 @@
 //! The interpreter: runs a [`Plan`] over stretches of its index space, a block at a time.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
 
@@ -8,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::plan::{Access, Plan, Step};
 use super::seen::Seen;
+use super::simd::{Work, vectorized};
 use crate::graph::dtype::Scalar;
 use crate::graph::layout::Dims;
 use crate::graph::program::Reg;
@@ -35,6 +37,24 @@ thread_local! {
 #[derive(Clone, Copy)]
 struct Line(#[allow(dead_code)] [u8; 64]);
 
+/// Lends `bytes` of memory with whatever contents, aligned to cache lines.
+pub(super) fn with_scratch<R>(bytes: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    let mut lines = take_scratch(bytes);
+    // SAFETY: lines are bytes, and there are enough of them.
+    let result = work(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), bytes) });
+    SCRATCH.with_borrow_mut(|free| free.push(lines));
+    result
+}
+
+fn take_scratch(bytes: usize) -> Vec<Line> {
+    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let lines = bytes.div_ceil(64);
+    if scratch.len() < lines {
+        scratch.resize(lines, Line([0; 64]));
+    }
+    scratch
+}
+
 /// One thread's interpreter of one plan.
 pub(super) struct Eval<'a> {
     plan: &'a Plan,
@@ -59,11 +79,7 @@ impl Drop for Eval<'_> {
 
 impl<'a> Eval<'a> {
     pub fn new(plan: &'a Plan, operands: &'a Operands<'a>) -> Eval<'a> {
-        let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let lines = plan.scratch.div_ceil(64);
-        if scratch.len() < lines {
-            scratch.resize(lines, Line([0; 64]));
-        }
+        let mut scratch = take_scratch(plan.scratch);
         let base: *mut u8 = scratch.as_mut_ptr().cast();
         let mut registers: SmallVec<[*const u8; 16]> = SmallVec::from_elem(ptr::null(), plan.sizes.len());
         for &(reg, slot) in &plan.slots {
@@ -304,10 +320,16 @@ fn runs(
 /// SAFETY: `to` has room for `len` elements.
 #[inline]
 unsafe fn fill<T: Copy>(to: *mut T, value: T, len: usize) {
-    for i in 0..len {
-        // SAFETY: the caller's.
-        unsafe { to.add(i).write(value) };
+    struct Fill<'a, T>(&'a mut [MaybeUninit<T>], T);
+    impl<T: Copy> Work for Fill<'_, T> {
+        type Output = ();
+        #[inline(always)]
+        fn run(self) {
+            self.0.iter_mut().for_each(|to| *to = MaybeUninit::new(self.1));
+        }
     }
+    // SAFETY: the caller's.
+    vectorized(Fill(unsafe { std::slice::from_raw_parts_mut(to.cast(), len) }, value));
 }
 
 /// Rows, columns and the columns' stride of a block of whole rows whose columns are dense in memory.

@@ -11,6 +11,9 @@ use super::parallel::{inside, share, workers};
 const WORTH_THREADS: usize = 1 << 18;
 /// Multiply-adds that a product gives each thread at least.
 const PIECE: usize = 1 << 19;
+/// Rows for each thread from which they are cut for them here. The kernels' own way of sharing makes threads wait for
+/// one another where they pack operands, but packs no operand twice.
+const FEW_ROWS: usize = 32;
 /// Multiply-adds up to which calling a kernel costs more than a plain loop.
 const TINY: usize = 256;
 
@@ -142,7 +145,7 @@ fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut 
                 sum.add(a.values[row + p * a.strides[1]].mul(b.values[column + p * b.strides[0]]))
             });
         }
-    } else if threads && !inside() {
+    } else if threads && (m >= FEW_ROWS * workers() || !inside()) {
         // A few rows for each thread, this one among them.
         let rows = PIECE.div_ceil(n.saturating_mul(k)).max(m.div_ceil(workers())).next_multiple_of(8);
         share(out, rows * n, |i, out| {

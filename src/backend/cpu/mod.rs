@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use self::eval::{Eval, Operands};
+use self::eval::{Eval, Operands, with_scratch};
 use self::memory::{Block, Pool};
 use self::parallel::{WORTH_A_THREAD, enter, share, tasks};
 use self::plan::Plan;
@@ -60,6 +60,9 @@ const CAPS: Caps = Caps {
 
 /// Bytes of halves that one thread widens at a time.
 const PIECE: usize = 64 << 10;
+
+/// Bytes of an op's output that are made before its epilogue takes them, where they can be made piece by piece.
+const CACHED: usize = 64 << 10;
 
 /// Operations in an op that brings in threads itself from which it is moved to one all the same.
 const WORTH_MOVING: usize = 64 << 20;
@@ -258,6 +261,22 @@ impl Cpu {
                     if let (Some(seen), true) = (seen, call.out_dtype.is_float()) {
                         seen.look_at_all(out, call.out_dtype.size());
                     }
+                    return Ok(());
+                }
+                let piece = call.op.0.piece(call);
+                let apart = call.post.stores.iter().all(|s| usize::from(s.to.binding) >= call.inputs.len());
+                if piece > 0 && apart {
+                    let size = call.out_dtype.size();
+                    let chunk = (CACHED / size / piece).max(1) * piece;
+                    tasks(post.numel.div_ceil(chunk), |i| {
+                        let range = i * chunk..((i + 1) * chunk).min(post.numel);
+                        with_scratch(range.len() * size, |out| {
+                            call.op.0.cpu_pieces(call, &inputs, range.start, out);
+                            let mut eval = Eval::new(post, &operands);
+                            eval.set_anchor(out, range.start);
+                            eval.each(range, |_, _, _| {});
+                        });
+                    });
                     return Ok(());
                 }
                 let scratch = self.take(bytes)?;
