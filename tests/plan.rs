@@ -2,6 +2,9 @@
 //! many or a leak changes a number here, without a GPU.
 
 mod common;
+#[allow(dead_code, reason = "what is timed is not run here")]
+#[path = "../benches/workloads/mod.rs"]
+mod workloads;
 
 use common::devices;
 use wgrad::graph::device::{Device, Stats};
@@ -212,4 +215,22 @@ fn a_training_step() {
     assert_eq!(stats.plans, 0);
     assert_eq!(stats.flushes, 1, "a step is one submission");
     assert!(stats.dispatches <= 22, "{} dispatches", stats.dispatches);
+}
+
+/// The memory of the benchmarks' training steps, as planned: within a tenth of what is alive at one time, all inputs and
+/// results included; and parameters and what optimizers keep of them are overwritten, wherever the update is fused.
+#[test]
+fn a_training_step_takes_little_more_memory_than_is_alive() {
+    let most = [("mlp_step", 7_100_000.0), ("cnn_step", 9_000_000.0), ("gpt_step", 15_700_000.0)];
+    for device in devices() {
+        for (name, most) in most {
+            let named = workloads::all().into_iter().find(|w| w.name == name).unwrap();
+            let facts = ((named.make)(&device).unwrap().check)().unwrap();
+            let fact = |name: &str| facts.iter().find(|f| f.0 == name).unwrap().1;
+            let (taken, least) = (fact("step_bytes"), fact("least_bytes"));
+            eprintln!("{name} on {device}: {taken} bytes, {:.3} of {least}", taken / least);
+            assert!(taken <= 1.1 * least, "{name} on {device}: {taken} bytes, for {least} alive at one time");
+            assert!(taken <= most, "{name} on {device}: {taken} bytes");
+        }
+    }
 }

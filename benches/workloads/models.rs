@@ -1,6 +1,6 @@
 //! The training workloads: a step is forward, backward and the optimizer's update on one fixed batch.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -65,13 +65,15 @@ fn training(
     mut optimizer: impl Optimizer + 'static,
     loss: impl Fn() -> Tensor + 'static,
 ) -> Result<Workload> {
-    let mut step = move || -> Result<Tensor> {
+    let shared = Rc::new(RefCell::new(move || -> Result<Tensor> {
         let loss = loss();
         optimizer.zero_grad();
         loss.backward()?;
         optimizer.step()?;
         Ok(loss.detach())
-    };
+    }));
+    let again = shared.clone();
+    let step = move || (again.borrow_mut())();
     // The losses of the first steps, for comparison with other libraries, and what the very first costs.
     let start = Instant::now();
     let first: f32 = step()?.item()?;
@@ -95,11 +97,16 @@ fn training(
             Ok(())
         }),
         check: Box::new(move || {
+            // What a step takes of the device's memory, and the least that it could.
+            let (loss, plan) = debug::plan_of(|| (shared.borrow_mut())())?;
+            loss?.check()?;
             Ok(vec![
                 ("step1_ms", step1_ms),
                 ("loss1", first.into()),
                 ("loss5", fifth.into()),
                 ("loss_end", last.get().into()),
+                ("step_bytes", plan.peak_bytes() as f64),
+                ("least_bytes", plan.needed_bytes as f64),
             ])
         }),
     })

@@ -28,6 +28,8 @@ pub struct Fault {
 #[derive(Clone)]
 pub struct Buffer {
     pub bytes: usize,
+    /// Where in the memory it begins: what is computed on the way may share one.
+    pub at: usize,
     pub memory: Arc<dyn Any + Send + Sync>,
 }
 
@@ -40,11 +42,23 @@ pub struct Caps {
     pub max_binding_bytes: usize,
     pub f16: bool,
     pub f64: bool,
+    pub areas: Areas,
     /// A reduction to `outputs` values of `reduced` each, of neighbours in memory or of `columns`, is cut in so many
     /// partial ones first (1: not cut).
     pub split_reduction: fn(outputs: usize, reduced: usize, columns: bool) -> usize,
     /// The sums of a product of `[batches, m, k]` and `[batches, k, n]` are cut in so many partial ones first.
     pub split_product: fn([usize; 4]) -> usize,
+}
+
+/// How several values may lie in one buffer.
+#[derive(Clone, Debug)]
+pub struct Areas {
+    /// No kernel may read from a buffer that it writes to, be it elsewhere.
+    pub apart: bool,
+    /// Values begin at multiples of this.
+    pub align: usize,
+    /// Bytes that such a buffer may have.
+    pub most: usize,
 }
 
 /// What floating-point numbers a command stored beside finite ones.
@@ -63,6 +77,10 @@ pub trait Backend: Send + Sync {
     fn caps(&self) -> &Caps;
     /// Memory with whatever contents. `bytes` may be 0.
     fn alloc(&self, bytes: usize) -> Result<Buffer, Fault>;
+    /// Memory that is given back when the run is over, for whatever else is to be run: it may come in larger pieces.
+    fn alloc_area(&self, bytes: usize) -> Result<Buffer, Fault> {
+        self.alloc(bytes)
+    }
     fn upload(&self, data: &[u8]) -> Result<Buffer, Fault>;
     /// Waits for all work on this buffer, then reads. Faults of work done earlier come out here.
     fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault>;

@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::graph::device::fault_error;
 use crate::graph::dtype::{DType, F32, Scalar};
-use crate::graph::kernel::{Body, Command, Kernel, Recording};
+use crate::graph::kernel::{Body, Command, Kernel, Recording, Slot};
 use crate::graph::observe::{Flush, contents, observe};
 use crate::graph::program::Program;
 
@@ -90,7 +90,9 @@ fn checkpoint(
 ) -> Result<(), Fault> {
     let leaves = contents(flush.backend, &flush.buffers[..flush.leaves])?;
     // What no kernel writes must be the same on both.
-    for buffer in &flush.buffers[flush.leaves..] {
+    let (given, own) = flush.buffers.split_at(flush.leaves);
+    let of_leaf = |buffer: &Buffer| given.iter().any(|leaf| Arc::ptr_eq(&leaf.memory, &buffer.memory));
+    for buffer in own.iter().filter(|b| !of_leaf(b)) {
         let zeros = flush.backend.upload(&vec![0; buffer.bytes])?;
         copy(flush.backend, &[zeros, buffer.clone()], buffer.bytes)?;
     }
@@ -135,13 +137,28 @@ impl Halves<'_> {
     fn gap(&self, n: usize, device: &[Buffer], reference: &[Buffer]) -> Result<Option<Gap>, Fault> {
         let mut worst = None;
         for (slot, written) in self.written(n).into_iter().enumerate() {
-            let Some((dtype, elements)) = written else { continue };
+            let Some((dtype, elements)) = written.filter(|_| !self.is_overwritten(slot, n, device)) else {
+                continue;
+            };
             let bytes = elements * dtype.size();
             let a = self.flush.backend.download(&device[slot], 0..bytes.min(device[slot].bytes))?;
             let b = self.reference.download(&reference[slot], 0..bytes.min(reference[slot].bytes))?;
             worst = worse(worst, gap_of(dtype, &a, &b, slot));
         }
         Ok(worst)
+    }
+
+    /// Whether of the first `n` commands a later one wrote to the same memory by another slot.
+    fn is_overwritten(&self, slot: usize, n: usize, buffers: &[Buffer]) -> bool {
+        let here = &buffers[slot];
+        let meets = |other: &Buffer| {
+            let apart = other.at + other.bytes <= here.at || here.at + here.bytes <= other.at;
+            Arc::ptr_eq(&other.memory, &here.memory) && !apart
+        };
+        let later = (self.flush.recording.commands[..n].iter().rev())
+            .map(Command::writes)
+            .take_while(|written| !written.contains(&(slot as Slot)));
+        later.flatten().any(|other| meets(&buffers[other as usize]))
     }
 
     /// By slot, what the first `n` commands left there.

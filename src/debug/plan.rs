@@ -24,6 +24,9 @@ pub struct Plan {
     pub input_bytes: u64,
     /// Bytes of the buffers to be allocated, for results and for what is needed in between.
     pub new_bytes: u64,
+    /// The most bytes, inputs and all, that this order of kernels needs at one time: the least that
+    /// [`peak_bytes`](Plan::peak_bytes) could be.
+    pub needed_bytes: u64,
     /// Bytes that the device holds beside these.
     pub other_bytes: u64,
     /// The number of the kernel that binds the largest buffer.
@@ -189,6 +192,7 @@ fn finish(device: &Device, preview: Option<&Preview>, caller: &'static Location<
         kernels: vec![],
         input_bytes: 0,
         new_bytes: 0,
+        needed_bytes: 0,
         other_bytes: device.memory().live_bytes as u64,
         largest: None,
         binding_limit: device.backend().caps().max_binding_bytes as u64,
@@ -198,7 +202,8 @@ fn finish(device: &Device, preview: Option<&Preview>, caller: &'static Location<
     refuse(device, preview, caller)?;
     let ceilings = Ceilings::of(device)?;
     plan.input_bytes = preview.leaves.iter().map(|&b| b as u64).sum();
-    plan.new_bytes = preview.plan.allocations.iter().map(|&b| b as u64).sum();
+    plan.new_bytes = preview.plan.new_bytes() as u64;
+    plan.needed_bytes = preview.plan.needed.0 as u64;
     plan.other_bytes = (preview.memory.live_bytes as u64).saturating_sub(plan.input_bytes);
     plan.kernels = preview.commands().iter().map(|c| row(c, &ceilings)).collect();
     plan.largest = (0..plan.kernels.len()).rev().max_by_key(|&i| plan.kernels[i].largest_binding);
@@ -260,7 +265,7 @@ fn refuse(device: &Device, preview: &Preview, caller: &'static Location<'static>
         }
         largest = Some((bytes, what));
     }
-    let new: u64 = preview.plan.allocations.iter().map(|&b| b as u64).sum();
+    let new = preview.plan.new_bytes() as u64;
     let (live, total) = (preview.memory.live_bytes as u64, device.backend().total_memory());
     match total.filter(|total| live.saturating_add(new) > *total) {
         Some(total) => {

@@ -225,10 +225,7 @@ impl Search<'_> {
     /// Runs the flush once more, beside it: leaves are as they were, since a plan that looks overwrites none.
     fn again(&mut self) -> Result<(), Fault> {
         let (plan, backend) = (self.run.plan, self.run.device.backend());
-        let mut buffers = self.run.buffers[..plan.leaves].to_vec();
-        for &bytes in &plan.allocations {
-            buffers.push(backend.alloc(bytes)?);
-        }
+        let buffers = plan.allocate(self.run.buffers[..plan.leaves].to_vec(), backend)?;
         let commands = &plan.recording.commands;
         let go = |commands: &[Command]| -> Result<(), Fault> {
             let some = Recording { commands: commands.to_vec() };

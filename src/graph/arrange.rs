@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use smallvec::SmallVec;
+
 use super::kernel::{Binding, Body, Kernel, Reduce};
 use super::layout::{Dims, Layout};
 use super::program::{Access, Inst, Program, Store};
-use super::schedule::{Origin, Step, Value};
+use super::schedule::{Leaf, Origin, Step, Value};
 use crate::backend::Caps;
 
 /// A reduction of much to little has too few outputs to keep a GPU busy: it becomes one of `cuts` partial
@@ -213,13 +215,27 @@ fn writes(step: &Step) -> impl Iterator<Item = Value> + '_ {
     step.values.iter().zip(&step.kernel.bindings).filter(|(_, b)| b.written).map(|(&v, _)| v)
 }
 
-/// Producers before consumers, otherwise as they came.
-pub fn order(steps: Vec<Step>) -> Vec<Step> {
+/// Producers before consumers, otherwise as they came; but whoever may overwrite a leaf lets those read it first who
+/// could do so now.
+pub fn order(steps: Vec<Step>, leaves: &[Leaf], bytes: &HashMap<Value, usize>) -> Vec<Step> {
     let mut writers: HashMap<Value, Vec<usize>> = HashMap::new();
+    let mut readers: HashMap<Value, Vec<usize>> = HashMap::new();
+    // The leaves that a step could overwrite.
+    let mut overwritten: Vec<SmallVec<[Value; 4]>> = vec![];
     for (i, step) in steps.iter().enumerate() {
         for v in writes(step) {
             writers.entry(v).or_default().push(i);
         }
+        let mut mine = SmallVec::new();
+        for v in reads(step) {
+            let Value::Leaf(leaf) = v else { continue };
+            readers.entry(v).or_default().push(i);
+            let fits = |out: Value| bytes.get(&out) == Some(&leaves[leaf].bytes);
+            if leaves[leaf].donated && writes(step).any(fits) {
+                mine.push(v);
+            }
+        }
+        overwritten.push(mine);
     }
     let mut waiting: Vec<usize> = vec![0; steps.len()];
     let mut wakes: Vec<Vec<usize>> = vec![vec![]; steps.len()];
@@ -234,7 +250,13 @@ pub fn order(steps: Vec<Step>) -> Vec<Step> {
     let mut ready: BTreeSet<usize> = (0..steps.len()).filter(|&i| waiting[i] == 0).collect();
     let mut steps: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
     let mut out = Vec::with_capacity(steps.len());
-    while let Some(i) = ready.pop_first() {
+    while let Some(&first) = ready.first() {
+        let others = |v: &Value| readers[v].iter().copied().filter(|&r| r != first && steps[r].is_some());
+        let sooner = (overwritten[first].iter())
+            .filter(|v| others(v).all(|r| ready.contains(&r) && !overwritten[r].contains(v)))
+            .find_map(|v| others(v).next());
+        let i = sooner.unwrap_or(first);
+        ready.remove(&i);
         for &w in &wakes[i] {
             waiting[w] -= 1;
             if waiting[w] == 0 {

@@ -285,13 +285,10 @@ impl Device {
         whole
             .args(timeline::Args::Flush { nodes: flush.nodes.len(), kernels: plan.recording.commands.len() });
         let span = timeline::work("allocate");
-        let mut buffers: Vec<Buffer> = std::mem::take(&mut flush.buffers);
-        for &bytes in &plan.allocations {
-            match self.0.backend.alloc(bytes) {
-                Ok(buffer) => buffers.push(buffer),
-                Err(fault) => return flush.fail(&plan, fault),
-            }
-        }
+        let buffers = match plan.allocate(std::mem::take(&mut flush.buffers), &*self.0.backend) {
+            Ok(buffers) => buffers,
+            Err(fault) => return flush.fail(&plan, fault),
+        };
         drop(span);
         let scalars: Vec<Scalar> = plan.scalars.iter().map(|&i| flush.scalars[i]).collect();
         let span = timeline::work("submit");

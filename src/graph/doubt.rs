@@ -25,7 +25,7 @@ pub(super) fn slots(plan: &Plan, leaves: &[Arc<Node>], settled: bool) -> Option<
         return None;
     }
     let mut slots: Vec<bool> = leaves.iter().map(doubtful).collect();
-    slots.resize(plan.leaves + plan.allocations.len(), false);
+    slots.resize(plan.leaves + plan.places.len(), false);
     for command in &plan.recording.commands {
         let read = match command {
             Command::Dispatch { buffers, .. } => buffers.iter().any(|&s| slots[s as usize]),

@@ -148,6 +148,11 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     fn reads_halves(&self) -> bool {
         false
     }
+    /// Whether each element of the output is stored once, by who alone meets it: then an epilogue may store over
+    /// its operands.
+    fn stores_once(&self) -> bool {
+        false
+    }
     /// Whether its CPU kernel calls threads in wherever it runs, and loses nothing by running on its caller's.
     fn brings_threads(&self) -> bool {
         false

@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod layout;
 pub mod node;
 pub mod observe;
+pub mod place;
 pub mod plan;
 pub mod preview;
 pub mod program;

@@ -1,29 +1,35 @@
-//! Memory: which buffer every stored value lies in, decided by lifetimes; and the finished, reusable plan.
+//! Memory: where every stored value lies, decided by lifetimes; and the finished, reusable plan.
 //!
-//! Values that take over each other's memory in place are one *tenant*. When all of them are known they move into
-//! slots, the largest first, each into the tightest one that is free for as long as it stays (greedy by size:
-//! [Pisarchyk and Lee 2020](https://arxiv.org/abs/2001.03288)).
+//! Values that take over each other's memory in place are one *tenant*, and one slot of the recording. When all of
+//! them are known, [`place`](super::place) finds them a place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::panic::Location;
+use std::slice;
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use super::arrange::each_access;
 use super::kernel::{Body, Command, Recording, Slot};
 use super::layout::Layout;
 use super::node::NodeOp;
+use super::place::{Area, FOR_EVER, Place, Tenant, needed, places};
 use super::program::{Inst, Program, Reg};
 use super::schedule::{Graph, Origin, Step, Value, schedule};
-use crate::backend::{Caps, Compiled};
+use crate::backend::{Backend, Buffer, Caps, Compiled, Fault};
 
 /// Everything about a flush that depends on the structure of its graph only. Slots are first the leaves,
-/// then the buffers to allocate.
+/// then what lies in them later and in the areas to allocate.
 pub struct Plan {
     pub recording: Recording,
     pub compiled: Option<Compiled>,
     pub leaves: usize,
-    /// Bytes of the slots after the leaves.
-    pub allocations: Vec<usize>,
+    pub areas: Vec<Area>,
+    /// Where the slots after the leaves lie.
+    pub places: Vec<Place>,
+    /// The most bytes that are needed at one time: leaves and all; and without the leaves.
+    pub needed: (usize, usize),
     /// Which nodes of the graph are left in which slots.
     pub outputs: Vec<(usize, Slot)>,
     /// For each scalar parameter of the recording, its number in the flush's list.
@@ -33,6 +39,28 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The buffers of all slots; `leaves` are the first.
+    pub fn allocate(&self, leaves: Vec<Buffer>, backend: &dyn Backend) -> Result<Vec<Buffer>, Fault> {
+        let make =
+            |area: &Area| if area.own { backend.alloc(area.bytes) } else { backend.alloc_area(area.bytes) };
+        let areas = self.areas.iter().map(make).collect::<Result<Vec<_>, _>>()?;
+        let mut buffers = leaves;
+        for place in &self.places {
+            let Place { area, at, bytes } = *place;
+            let memory = match area.checked_sub(self.leaves) {
+                Some(own) => areas[own].memory.clone(),
+                None => buffers[area].memory.clone(),
+            };
+            buffers.push(Buffer { bytes, at, memory });
+        }
+        Ok(buffers)
+    }
+
+    /// Bytes to be allocated.
+    pub fn new_bytes(&self) -> usize {
+        self.areas.iter().map(|area| area.bytes).sum()
+    }
+
     /// The recording, with the line of each instruction: `line` says that of a node of the flush.
     pub fn with_lines(&self, line: impl Fn(usize) -> &'static Location<'static>) -> Recording {
         let mut commands = self.recording.commands.clone();
@@ -76,91 +104,28 @@ pub fn plan(graph: &Graph, caps: &Caps) -> Plan {
             planner.move_in(Value::Node(i), commands.len());
         }
     }
-    let (slots, allocations) = assign(&planner.tenants, graph.leaves.len());
-    for command in &mut commands {
-        match command {
-            Command::Dispatch { buffers, .. } => buffers.iter_mut().for_each(|b| *b = slots[*b as usize]),
-            Command::Copy { from, to, .. } => {
-                (*from, *to) = (slots[*from as usize], slots[*to as usize]);
-            }
-        }
+    for (k, command) in commands.iter().enumerate() {
+        planner.note_uses(k, command);
     }
+    let tenants = &planner.tenants;
+    let leaves = graph.leaves.len();
+    let (mut places, areas) = places(tenants, leaves, &caps.areas);
+    places.drain(..leaves);
     let outputs = (0..graph.nodes.len())
         .filter(|&i| graph.nodes[i].keep)
-        .map(|i| (i, slots[planner.tenant[&Value::Node(i)] as usize]))
+        .map(|i| (i, planner.tenant[&Value::Node(i)]))
         .collect();
     Plan {
         recording: Recording { commands },
         compiled: None,
-        leaves: graph.leaves.len(),
-        allocations,
+        leaves,
+        areas,
+        places,
+        needed: needed(tenants, leaves),
         outputs,
         scalars,
         origins,
     }
-}
-
-/// A time after every step.
-const FOR_EVER: usize = usize::MAX;
-
-/// Values that lie in one place, one after another.
-struct Tenant {
-    bytes: usize,
-    /// The step that writes the first; steps are numbered from 1, and the leaves are there at 0.
-    from: usize,
-    /// The last step that needs the last.
-    to: usize,
-}
-
-/// A slot, while tenants move in.
-struct Room {
-    bytes: usize,
-    /// When it is taken: from, to.
-    taken: BTreeMap<usize, usize>,
-}
-
-impl Room {
-    fn is_free(&self, tenant: &Tenant) -> bool {
-        // The last that begins before this one ends must be gone before it begins.
-        self.taken.range(..=tenant.to).next_back().is_none_or(|(_, &to)| to < tenant.from)
-    }
-}
-
-/// Rooms that a tenant looks at before it takes a new one: a bound on what planning may cost.
-const LOOK_AT: usize = 256;
-
-/// Which slot each tenant gets; and the bytes of those after the leaves, who have theirs.
-fn assign(tenants: &[Tenant], leaves: usize) -> (Vec<Slot>, Vec<usize>) {
-    let mut rooms: Vec<Room> = vec![];
-    let mut by_size: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    let mut slots: Vec<Slot> = vec![0; tenants.len()];
-    let open = |tenant: &Tenant, rooms: &mut Vec<Room>, by_size: &mut BTreeMap<usize, Vec<usize>>| {
-        rooms.push(Room { bytes: tenant.bytes, taken: BTreeMap::from([(tenant.from, tenant.to)]) });
-        by_size.entry(tenant.bytes).or_default().push(rooms.len() - 1);
-        (rooms.len() - 1) as Slot
-    };
-    for (i, leaf) in tenants[..leaves].iter().enumerate() {
-        slots[i] = open(leaf, &mut rooms, &mut by_size);
-    }
-    let mut order: Vec<usize> = (leaves..tenants.len()).collect();
-    order.sort_by_key(|&t| (std::cmp::Reverse(tenants[t].bytes), tenants[t].from));
-    for t in order {
-        let tenant = &tenants[t];
-        // What outlives the plan may stay long, and would keep all of a larger room.
-        let most = if tenant.to == FOR_EVER { tenant.bytes } else { usize::MAX };
-        let fit = (by_size.range(tenant.bytes..=most).flat_map(|(_, rooms)| rooms))
-            .take(LOOK_AT)
-            .find(|&&r| rooms[r].is_free(tenant))
-            .copied();
-        slots[t] = match fit {
-            Some(r) => {
-                rooms[r].taken.insert(tenant.from, tenant.to);
-                r as Slot
-            }
-            None => open(tenant, &mut rooms, &mut by_size),
-        };
-    }
-    (slots, rooms[leaves..].iter().map(|r| r.bytes).collect())
 }
 
 struct Planner<'g> {
@@ -184,7 +149,7 @@ impl<'g> Planner<'g> {
         let mut planner = Planner { graph, bytes, tenant: HashMap::new(), tenants: vec![], last_use };
         for i in 0..graph.leaves.len() {
             let leaf = Value::Leaf(i);
-            let tenant = Tenant { bytes: planner.size(leaf), from: 0, to: planner.end(leaf) };
+            let tenant = Tenant { bytes: planner.size(leaf), to: planner.end(leaf), ..Tenant::default() };
             planner.tenant.insert(leaf, i as Slot);
             planner.tenants.push(tenant);
         }
@@ -224,10 +189,25 @@ impl<'g> Planner<'g> {
     /// A tenant of its own for a value that step `k` writes.
     fn move_in(&mut self, v: Value, k: usize) -> Slot {
         let to = self.end(v).max(k + 1);
-        self.tenants.push(Tenant { bytes: self.size(v), from: k + 1, to });
+        self.tenants.push(Tenant { bytes: self.size(v), from: k + 1, to, ..Tenant::default() });
         let tenant = (self.tenants.len() - 1) as Slot;
         self.tenant.insert(v, tenant);
         tenant
+    }
+
+    fn note_uses(&mut self, number: usize, command: &Command) {
+        match command {
+            Command::Dispatch { kernel, buffers, .. } => {
+                for (&slot, binding) in buffers.iter().zip(&kernel.bindings) {
+                    let tenant = &mut self.tenants[slot as usize];
+                    if binding.written { &mut tenant.writes } else { &mut tenant.reads }.push(number);
+                }
+            }
+            Command::Copy { from, to, .. } => {
+                self.tenants[*from as usize].reads.push(number);
+                self.tenants[*to as usize].writes.push(number);
+            }
+        }
     }
 
     /// Lets `v` follow `before`, which it replaces in place.
@@ -241,7 +221,7 @@ impl<'g> Planner<'g> {
     fn place(&mut self, k: usize, step: &mut Step, commands: &mut Vec<Command>) {
         if let Some(base) = step.base {
             self.place_write(k, step, base, commands);
-        } else if matches!(step.kernel.body, Body::Map(_)) {
+        } else {
             self.place_over_inputs(k, step);
         }
         for i in 0..step.values.len() {
@@ -271,20 +251,25 @@ impl<'g> Planner<'g> {
     }
 
     fn place_over_inputs(&mut self, k: usize, step: &mut Step) {
+        if let Body::Structured(call) = &step.kernel.body
+            && !call.op.0.stores_once()
+        {
+            return;
+        }
         let mut out = 0;
         while out < step.values.len() {
             let v = step.values[out];
             if step.kernel.bindings[out].written && !self.tenant.contains_key(&v) {
-                let dying = step.values.iter().enumerate().find_map(|(i, &u)| {
-                    let fits = !step.kernel.bindings[i].written
-                        && self.dies(u, k)
-                        && self.tenant_bytes(u) == Some(self.size(v))
-                        && step.kernel.bindings[i].dtype.size() == step.kernel.bindings[out].dtype.size();
-                    fits.then_some(u)
-                });
-                if let Some(u) = dying
-                    && self.merge(step, u, out)
-                {
+                let dying: SmallVec<[Value; 8]> = (step.values.iter().zip(&step.kernel.bindings))
+                    .filter(|&(&u, b)| {
+                        !b.written
+                            && self.dies(u, k)
+                            && self.tenant_bytes(u) == Some(self.size(v))
+                            && b.dtype.size() == step.kernel.bindings[out].dtype.size()
+                    })
+                    .map(|(&u, _)| u)
+                    .collect();
+                if let Some(u) = dying.into_iter().find(|&u| self.merge(step, u, out)) {
                     self.follow(v, u);
                     // Bindings moved: look again from the start.
                     out = 0;
@@ -300,7 +285,13 @@ impl<'g> Planner<'g> {
     fn merge(&self, step: &mut Step, input: Value, out: usize) -> bool {
         let Some(at) = step.values.iter().position(|&v| v == input) else { return true };
         let same_type = step.kernel.bindings[at].dtype == step.kernel.bindings[out].dtype;
-        let Body::Map(jobs) = &step.kernel.body else { return false };
+        let (jobs, before) = match &step.kernel.body {
+            Body::Map(jobs) => (&jobs[..], &[][..]),
+            // What is read on the way to a result belongs to others' results as well.
+            Body::Reduce(r) => (slice::from_ref(&r.post), &r.pre.loads[..]),
+            Body::Structured(s) if at < s.inputs.len() => return false,
+            Body::Structured(s) => (slice::from_ref(&s.post), &[][..]),
+        };
         let safe = jobs.iter().all(|job| {
             let stored: Vec<&Layout> = (job.stores.iter())
                 .filter(|s| usize::from(s.to.binding) == out)
@@ -310,7 +301,7 @@ impl<'g> Planner<'g> {
                 .iter()
                 .filter(|a| usize::from(a.binding) == at)
                 .all(|a| !stored.is_empty() && stored.iter().all(|&l| *l == a.layout))
-        });
+        }) && before.iter().all(|a| usize::from(a.binding) != at);
         if !safe || !same_type {
             return false;
         }
@@ -326,68 +317,5 @@ impl<'g> Planner<'g> {
             } as u16;
         });
         true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Most bytes that are needed at one time.
-    fn needed(tenants: &[Tenant]) -> usize {
-        let at = |step: usize| tenants.iter().filter(move |t| t.from <= step && step <= t.to);
-        tenants.iter().map(|t| at(t.from).map(|u| u.bytes).sum()).max().unwrap_or(0)
-    }
-
-    #[test]
-    fn tenants_share_rooms_but_never_at_one_time() {
-        let mut random = 1u64;
-        let mut below = |n: usize| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (random >> 33) as usize % n
-        };
-        for round in 0..200 {
-            let leaves = below(4);
-            let tenants: Vec<Tenant> = (0..leaves + below(40))
-                .map(|i| {
-                    let from = if i < leaves { 0 } else { 1 + below(30) };
-                    let to = if below(5) == 0 { FOR_EVER } else { from + below(8) };
-                    Tenant { bytes: 4 * below(1 + round), from, to }
-                })
-                .collect();
-            let (slots, allocations) = assign(&tenants, leaves);
-            let bytes = |slot: Slot| match (slot as usize).checked_sub(leaves) {
-                Some(own) => allocations[own],
-                None => tenants[slot as usize].bytes,
-            };
-            for (i, a) in tenants.iter().enumerate() {
-                assert!(bytes(slots[i]) >= a.bytes);
-                assert!(i >= leaves || slots[i] == i as Slot);
-                assert!(a.to != FOR_EVER || bytes(slots[i]) == a.bytes, "kept, in a larger room");
-                for (j, b) in tenants.iter().enumerate().skip(i + 1) {
-                    assert!(
-                        slots[i] != slots[j] || a.to < b.from || b.to < a.from,
-                        "{i} and {j} at one time"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_training_step_takes_little_more_than_is_alive() {
-        // Forward, each layer's output is kept for the backward pass; there, gradients of the outputs take turns.
-        let layers = [64, 32, 16, 8];
-        let last = 2 * layers.len();
-        let mut tenants = vec![];
-        for (i, &bytes) in layers.iter().enumerate() {
-            tenants.push(Tenant { bytes, from: i + 1, to: last - i });
-            tenants.push(Tenant { bytes, from: last - i, to: last - i + 1 });
-        }
-        let (_, allocations) = assign(&tenants, 0);
-        // A room cannot be shared by two at a time, as it could be were it cut: a buffer that a kernel reads may
-        // not be written by it elsewhere.
-        let (taken, needed) = (allocations.iter().sum::<usize>(), needed(&tenants));
-        assert!(4 * taken <= 5 * needed, "{taken} for {needed}");
     }
 }

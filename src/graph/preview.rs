@@ -32,7 +32,7 @@ impl Preview {
     pub fn slot_bytes(&self, slot: Slot) -> usize {
         let own = (slot as usize).checked_sub(self.leaves.len());
         match own {
-            Some(own) => self.plan.allocations.get(own).copied().unwrap_or(0),
+            Some(own) => self.plan.places.get(own).map_or(0, |place| place.bytes),
             None => self.leaves[slot as usize],
         }
     }

@@ -149,7 +149,7 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
         }
     }
     arrange::split_reductions(&mut steps, caps, &mut bytes);
-    let steps = arrange::merge_maps(arrange::order(steps), caps);
+    let steps = arrange::merge_maps(arrange::order(steps, &graph.leaves, &bytes), caps);
     Schedule { steps, bytes }
 }
 

@@ -2,6 +2,7 @@
 //! fault in than most kernels take to fill them.
 
 use std::alloc::{self, Layout};
+use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
@@ -23,6 +24,7 @@ pub(super) struct Block {
     /// Bytes asked for.
     bytes: usize,
     capacity: usize,
+    area: bool,
     pool: Arc<Pool>,
 }
 
@@ -43,7 +45,7 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.pool.put(self.raw, self.capacity, self.bytes);
+        self.pool.put(self.raw, self.capacity, self.bytes, self.area);
     }
 }
 
@@ -52,10 +54,11 @@ pub(super) struct Pool(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Freed blocks by capacity.
-    free: std::collections::HashMap<usize, Vec<Raw>>,
+    /// Freed blocks by capacity; and those of them that no value outlives, which serve any plan.
+    free: BTreeMap<usize, Vec<Raw>>,
+    areas: BTreeMap<usize, Vec<Raw>>,
     /// When a block of each capacity was last asked for or freed, in such events.
-    used: std::collections::HashMap<usize, u64>,
+    used: HashMap<usize, u64>,
     events: u64,
     memory: Memory,
     peak: usize,
@@ -72,7 +75,7 @@ impl State {
     fn make_room(&mut self, bytes: usize) -> Vec<(usize, Raw)> {
         let mut out = vec![];
         while self.memory.pooled_bytes + bytes > self.peak.max(KEEP) {
-            let idle = self.free.iter_mut().filter(|(_, blocks)| !blocks.is_empty());
+            let idle = self.free.iter_mut().chain(&mut self.areas).filter(|(_, blocks)| !blocks.is_empty());
             let oldest = idle.min_by_key(|(capacity, _)| self.used.get(capacity).copied().unwrap_or(0));
             let Some((capacity, Some(raw))) = oldest.map(|(&capacity, blocks)| (capacity, blocks.pop()))
             else {
@@ -102,6 +105,35 @@ impl Pool {
             }
             found
         };
+        self.hand_out(bytes, capacity, pooled, false)
+    }
+
+    /// The same for one run: any idle area that is large enough will do.
+    pub fn take_area(self: &Arc<Pool>, bytes: usize) -> Option<Block> {
+        let least = size_class(bytes)?;
+        let mut state = self.0.lock();
+        let idle = |(&capacity, raws): (&usize, &Vec<Raw>)| (!raws.is_empty()).then_some(capacity);
+        let fits = state.areas.range(least..).find_map(idle);
+        // Where none is, the new one will serve whoever the largest did.
+        let found = fits.or_else(|| state.areas.iter().rev().find_map(idle));
+        let raw = found.and_then(|capacity| state.areas.get_mut(&capacity)?.pop());
+        state.memory.pooled_bytes -= found.unwrap_or(0);
+        drop(state);
+        if fits.is_none()
+            && let (Some(capacity), Some(Raw(raw))) = (found, &raw)
+        {
+            release(*raw, capacity);
+        }
+        self.hand_out(bytes, fits.unwrap_or(least), raw.filter(|_| fits.is_some()), true)
+    }
+
+    fn hand_out(
+        self: &Arc<Pool>,
+        bytes: usize,
+        capacity: usize,
+        pooled: Option<Raw>,
+        area: bool,
+    ) -> Option<Block> {
         let raw = match pooled {
             Some(Raw(raw)) => raw,
             None => fresh(capacity).or_else(|| {
@@ -118,13 +150,13 @@ impl Pool {
         // SAFETY: `raw_layout` adds bytes for this.
         let start = unsafe { raw.add(skip) };
         if dirty() {
-            // SAFETY: the block is `capacity` long and nobody else's.
-            unsafe { start.write_bytes(0xA5, capacity) };
+            // SAFETY: the block is `capacity` long, at least `bytes`, and nobody else's.
+            unsafe { start.write_bytes(0xA5, if area { bytes } else { capacity }) };
         }
-        Some(Block { start, raw, bytes, capacity, pool: self.clone() })
+        Some(Block { start, raw, bytes, capacity, area, pool: self.clone() })
     }
 
-    fn put(&self, raw: NonNull<u8>, capacity: usize, bytes: usize) {
+    fn put(&self, raw: NonNull<u8>, capacity: usize, bytes: usize, area: bool) {
         let mut state = self.0.lock();
         state.memory.live_buffers -= 1;
         state.memory.live_bytes -= bytes;
@@ -135,7 +167,8 @@ impl Pool {
             release(raw, capacity);
         } else {
             state.memory.pooled_bytes += capacity;
-            state.free.entry(capacity).or_default().push(Raw(raw));
+            let idle = if area { &mut state.areas } else { &mut state.free };
+            idle.entry(capacity).or_default().push(Raw(raw));
             drop(state);
         }
         gone.into_iter().for_each(|(capacity, Raw(raw))| release(raw, capacity));
@@ -145,9 +178,9 @@ impl Pool {
         let mut state = self.0.lock();
         state.memory.pooled_bytes = 0;
         state.peak = state.memory.live_bytes;
-        let free = std::mem::take(&mut state.free);
+        let idle = std::mem::take(&mut state.free).into_iter().chain(std::mem::take(&mut state.areas));
         drop(state);
-        for (capacity, blocks) in free {
+        for (capacity, blocks) in idle {
             blocks.into_iter().for_each(|Raw(raw)| release(raw, capacity));
         }
     }

@@ -36,7 +36,7 @@ use self::plan::Plan;
 use self::reduce::ReducePlan;
 use self::seen::Seen;
 use super::report::{self, Timing};
-use super::{Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
+use super::{Areas, Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::{DType, Scalar};
 use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
@@ -53,6 +53,7 @@ const CAPS: Caps = Caps {
     max_binding_bytes: isize::MAX as usize,
     f16: true,
     f64: true,
+    areas: Areas { apart: false, align: 64, most: 1 << 40 },
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _, _| 1,
     split_product: |_| 1,
@@ -115,21 +116,47 @@ fn fault(kind: ErrorKind, message: impl Into<String>) -> Fault {
     Fault { kind, message: message.into(), command: None }
 }
 
-fn memory_of(buffer: &Buffer) -> Result<&Block, Fault> {
-    buffer.memory.downcast_ref().ok_or_else(|| fault(ErrorKind::Device, "a buffer of another device"))
+fn refused(bytes: usize) -> Fault {
+    fault(ErrorKind::OutOfMemory, format!("the system has no {bytes} bytes left"))
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    block: &'a Block,
+    at: usize,
+    bytes: usize,
+}
+
+impl Piece<'_> {
+    /// Valid for `bytes`, and initialised.
+    fn start(&self) -> *mut u8 {
+        // SAFETY: `memory_of` checked that the piece lies in the block.
+        unsafe { self.block.start().add(self.at) }
+    }
+}
+
+fn memory_of(buffer: &Buffer) -> Result<Piece<'_>, Fault> {
+    let Buffer { bytes, at, ref memory } = *buffer;
+    let block: &Block =
+        memory.downcast_ref().ok_or_else(|| fault(ErrorKind::Device, "a buffer of another device"))?;
+    if at.checked_add(bytes).is_none_or(|end| end > block.bytes()) {
+        let message = format!("{bytes} bytes at {at} of a buffer of {}", block.bytes());
+        return Err(fault(ErrorKind::Backend, message));
+    }
+    Ok(Piece { block, at, bytes })
 }
 
 impl Cpu {
     fn take(&self, bytes: usize) -> Result<Block, Fault> {
-        let refused = || fault(ErrorKind::OutOfMemory, format!("the system has no {bytes} bytes left"));
-        self.pool.take(bytes).ok_or_else(refused)
+        self.pool.take(bytes).ok_or_else(|| refused(bytes))
     }
 
     fn execute(
         &self,
         recording: &Recording,
         ready: &Ready,
-        blocks: &[&Block],
+        blocks: &[Piece],
         scalars: &[Scalar],
     ) -> Result<Vec<Found>, Fault> {
         let (seen, mut found) = (Seen::default(), vec![]);
@@ -208,7 +235,7 @@ impl Cpu {
         kernel: &Kernel,
         prepared: &Prepared,
         slots: &[u32],
-        blocks: &[&Block],
+        blocks: &[Piece],
         scalars: &[Scalar],
         seen: Option<&Seen>,
     ) -> Result<(), Fault> {
@@ -219,9 +246,9 @@ impl Cpu {
         let mut lengths: SmallVec<[usize; 8]> = SmallVec::new();
         for (&slot, &need) in slots.iter().zip(&prepared.needs) {
             match blocks.get(slot as usize) {
-                Some(block) if block.bytes() >= need => {
+                Some(block) if block.bytes >= need => {
                     buffers.push(block.start());
-                    lengths.push(block.bytes());
+                    lengths.push(block.bytes);
                 }
                 _ => {
                     return Err(fault(
@@ -239,7 +266,8 @@ impl Cpu {
             }),
             (Task::Reduce(plan), _) => plan.run(&operands),
             (Task::Structured { post, in_place, binding }, Body::Structured(call)) => {
-                // SAFETY: no slot is bound twice, so that `out` (a binding that is no input) is apart from them.
+                // SAFETY: no slot is bound twice and the plan has slots in use lie apart, so that `out` (a binding that
+                // is no input) is apart from them.
                 // A reused buffer may be longer than its value by part of an element.
                 let inputs: SmallVec<[&[u8]; 8]> = (call.inputs.iter().enumerate())
                     .map(|(i, (dtype, _))| {
@@ -301,9 +329,9 @@ fn out_of(scratch: &Block, bytes: usize) -> &[u8] {
     unsafe { std::slice::from_raw_parts(scratch.start().cast_const(), bytes) }
 }
 
-fn copy(blocks: &[&Block], from: usize, to: usize, bytes: usize) -> Result<(), Fault> {
+fn copy(blocks: &[Piece], from: usize, to: usize, bytes: usize) -> Result<(), Fault> {
     match (blocks.get(from), blocks.get(to)) {
-        (Some(from), Some(to)) if from.bytes() >= bytes && to.bytes() >= bytes => {
+        (Some(from), Some(to)) if from.bytes >= bytes && to.bytes >= bytes => {
             // SAFETY: both have so many bytes, and the device's lock is held.
             unsafe { std::ptr::copy(from.start(), to.start(), bytes) };
             Ok(())
@@ -380,7 +408,7 @@ fn timing(
     kernel: &Kernel,
     command: usize,
     slots: &[u32],
-    blocks: &[&Block],
+    blocks: &[Piece],
     (start, duration): (Duration, Duration),
 ) -> Timing {
     let flops = match &kernel.body {
@@ -394,7 +422,7 @@ fn timing(
         command,
         start,
         duration,
-        bytes: slots.iter().map(|&slot| blocks[slot as usize].bytes() as u64).sum(),
+        bytes: slots.iter().map(|&slot| blocks[slot as usize].bytes as u64).sum(),
         flops,
     }
 }
@@ -421,20 +449,25 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer, Fault> {
-        Ok(Buffer { bytes, memory: Arc::new(self.take(bytes)?) })
+        Ok(Buffer { bytes, at: 0, memory: Arc::new(self.take(bytes)?) })
+    }
+
+    fn alloc_area(&self, bytes: usize) -> Result<Buffer, Fault> {
+        let block = self.pool.take_area(bytes).ok_or_else(|| refused(bytes))?;
+        Ok(Buffer { bytes, at: 0, memory: Arc::new(block) })
     }
 
     fn upload(&self, data: &[u8]) -> Result<Buffer, Fault> {
         let block = self.take(data.len())?;
         // SAFETY: a fresh block of that length.
         unsafe { block.start().copy_from_nonoverlapping(data.as_ptr(), data.len()) };
-        Ok(Buffer { bytes: data.len(), memory: Arc::new(block) })
+        Ok(Buffer { bytes: data.len(), at: 0, memory: Arc::new(block) })
     }
 
     fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
         let block = memory_of(from)?;
-        if range.start > range.end || range.end > block.bytes() {
-            return Err(fault(ErrorKind::Backend, format!("read {range:?} of {} bytes", block.bytes())));
+        if range.start > range.end || range.end > block.bytes {
+            return Err(fault(ErrorKind::Backend, format!("read {range:?} of {} bytes", block.bytes)));
         }
         let _lock = self.running.lock();
         // SAFETY: inside the block, which is always initialised; the lock keeps writers away.
@@ -478,7 +511,7 @@ impl Backend for Cpu {
     ) -> Result<Vec<Found>, Fault> {
         let ready: &Ready =
             compiled.downcast_ref().ok_or_else(|| fault(ErrorKind::Backend, "a plan of another device"))?;
-        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[&Block; 16]>, _>>()?;
+        let blocks = buffers.iter().map(memory_of).collect::<Result<SmallVec<[Piece; 16]>, _>>()?;
         let _lock = self.running.lock();
         if ready.parallel {
             enter(|| self.execute(recording, ready, &blocks, scalars))

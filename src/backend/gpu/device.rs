@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::backend::{Caps, Fault};
+use crate::backend::{Areas, Caps, Fault};
 use crate::error::ErrorKind;
 
 use super::pool::Pool;
@@ -170,6 +170,11 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize,
         f16: features.contains(wgpu::Features::SHADER_F16),
         f64: false,
+        areas: Areas {
+            apart: true,
+            align: limits.min_storage_buffer_offset_alignment.max(64) as usize,
+            most: (limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize).min(1 << 30),
+        },
         split_reduction: codegen::split_for(info.class),
         split_product: crate::ops::matmul::split_for(info.class),
     };

@@ -168,6 +168,11 @@ impl Backend for Gpu {
         self.pool.get(bytes)
     }
 
+    fn alloc_area(&self, bytes: usize) -> Result<Buffer, Fault> {
+        self.faults.take()?;
+        self.pool.get_area(bytes)
+    }
+
     fn upload(&self, data: &[u8]) -> Result<Buffer, Fault> {
         let buffer = self.alloc(data.len())?;
         let target = run::raw(run::storage(&buffer)?)?;

@@ -1,4 +1,5 @@
-//! Storage buffers by size class, recycled.
+//! Storage buffers by size class, recycled. Areas, which no value outlives, are recycled whatever their size: those
+//! that lie idle serve the next plan, and make way where it needs larger ones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,10 +29,26 @@ pub struct Pool {
 #[derive(Default)]
 struct State {
     free: BTreeMap<u64, Vec<Raw>>,
+    areas: BTreeMap<u64, Vec<Raw>>,
     pooled: u64,
     live: u64,
     live_buffers: usize,
     peak: u64,
+}
+
+impl State {
+    fn pop(&mut self, class: u64) -> Option<Raw> {
+        self.free.get_mut(&class).and_then(Vec::pop).inspect(|_| self.pooled -= class)
+    }
+
+    fn pop_area(&mut self, class: u64) -> Option<Raw> {
+        self.areas.get_mut(&class).and_then(Vec::pop).inspect(|_| self.pooled -= class)
+    }
+}
+
+/// The largest class that has a buffer.
+fn largest(idle: &BTreeMap<u64, Vec<Raw>>) -> Option<u64> {
+    idle.iter().rev().find(|(_, raws)| !raws.is_empty()).map(|(&class, _)| class)
 }
 
 struct Raw {
@@ -44,6 +61,7 @@ struct Raw {
 pub struct Storage {
     raw: Option<Raw>,
     class: u64,
+    area: bool,
     pool: Arc<Pool>,
 }
 
@@ -60,7 +78,7 @@ impl Storage {
 impl Drop for Storage {
     fn drop(&mut self) {
         if let Some(raw) = self.raw.take() {
-            self.pool.give(raw, self.class);
+            self.pool.give(raw, self.class, self.area);
         }
     }
 }
@@ -79,6 +97,31 @@ impl Pool {
     }
 
     pub fn get(self: &Arc<Pool>, bytes: usize) -> Result<Buffer, Fault> {
+        let class = self.class(bytes)?;
+        let recycled = self.state.lock().pop(class);
+        self.hand_out(bytes, class, recycled, false)
+    }
+
+    /// For one run: any idle area that is large enough will do.
+    pub fn get_area(self: &Arc<Pool>, bytes: usize) -> Result<Buffer, Fault> {
+        let least = self.class(bytes)?;
+        let mut state = self.state.lock();
+        let fits = state.areas.range(least..).find(|(_, raws)| !raws.is_empty()).map(|(&class, _)| class);
+        let (class, recycled) = match fits {
+            Some(class) => (class, state.pop_area(class)),
+            None => {
+                // The new one will serve whoever this one did.
+                if let Some(raw) = largest(&state.areas).and_then(|class| state.pop_area(class)) {
+                    raw.buffer.destroy();
+                }
+                (least, None)
+            }
+        };
+        drop(state);
+        self.hand_out(bytes, class, recycled, true)
+    }
+
+    fn class(&self, bytes: usize) -> Result<u64, Fault> {
         if bytes as u64 > self.max_bytes {
             let message = format!(
                 "a tensor of {bytes} bytes does not fit in one buffer: this device's \
@@ -87,15 +130,16 @@ impl Pool {
             );
             return Err(Fault { kind: ErrorKind::Limit, message, command: None });
         }
-        let class = size_class(bytes as u64).min(self.max_bytes.next_multiple_of(16));
-        let recycled = {
-            let mut state = self.state.lock();
-            let raw = state.free.get_mut(&class).and_then(Vec::pop);
-            if raw.is_some() {
-                state.pooled -= class;
-            }
-            raw
-        };
+        Ok(size_class(bytes as u64).min(self.max_bytes.next_multiple_of(16)))
+    }
+
+    fn hand_out(
+        self: &Arc<Pool>,
+        bytes: usize,
+        class: u64,
+        recycled: Option<Raw>,
+        area: bool,
+    ) -> Result<Buffer, Fault> {
         let raw = match recycled {
             Some(raw) => raw,
             None => self.make(class).or_else(|fault| {
@@ -107,14 +151,16 @@ impl Pool {
             })?,
         };
         if self.dirty {
-            self.queue.write_buffer(&raw.buffer, 0, bytemuck::cast_slice(&vec![DIRT; class as usize / 4]));
+            let words = if area { bytes.div_ceil(4) } else { class as usize / 4 };
+            self.queue.write_buffer(&raw.buffer, 0, bytemuck::cast_slice(&vec![DIRT; words]));
         }
         let mut state = self.state.lock();
         state.live += class;
         state.live_buffers += 1;
         state.peak = state.peak.max(state.live);
         drop(state);
-        Ok(Buffer { bytes, memory: Arc::new(Storage { raw: Some(raw), class, pool: self.clone() }) })
+        let memory = Arc::new(Storage { raw: Some(raw), class, area, pool: self.clone() });
+        Ok(Buffer { bytes, at: 0, memory })
     }
 
     fn make(&self, class: u64) -> Result<Raw, Fault> {
@@ -135,37 +181,34 @@ impl Pool {
         Ok(Raw { buffer, id: self.next.fetch_add(1, Ordering::Relaxed) })
     }
 
-    fn give(&self, raw: Raw, class: u64) {
+    fn give(&self, raw: Raw, class: u64, area: bool) {
         let mut state = self.state.lock();
         state.live -= class;
         state.live_buffers -= 1;
         state.pooled += class;
-        state.free.entry(class).or_default().push(raw);
+        let idle = if area { &mut state.areas } else { &mut state.free };
+        idle.entry(class).or_default().push(raw);
         // The largest go first: they free most, and are the least likely to fit the next request.
         let bound = KEEP.max(state.peak - state.live.min(state.peak));
         while state.pooled > bound {
-            let Some(mut largest) = state.free.last_entry() else { break };
-            let (class, raw) = (*largest.key(), largest.get_mut().pop());
-            if largest.get().is_empty() {
-                largest.remove();
-            }
-            if let Some(raw) = raw {
-                state.pooled -= class;
-                // Bind groups may still hold it; its memory goes now.
-                raw.buffer.destroy();
-            }
+            let raw = largest(&state.free).and_then(|class| state.pop(class));
+            let raw = raw.or_else(|| largest(&state.areas).and_then(|class| state.pop_area(class)));
+            let Some(raw) = raw else { break };
+            // Bind groups may still hold it; its memory goes now.
+            raw.buffer.destroy();
         }
     }
 
     /// Gives all pooled memory back; whether there was any.
     pub fn empty(&self) -> bool {
         let mut state = self.state.lock();
-        let free = std::mem::take(&mut state.free);
+        let free = std::mem::take(&mut state.free).into_values();
+        let idle: Vec<Raw> = free.chain(std::mem::take(&mut state.areas).into_values()).flatten().collect();
         let any = state.pooled > 0;
         state.pooled = 0;
         state.peak = state.live;
         drop(state);
-        free.into_values().flatten().for_each(|raw| raw.buffer.destroy());
+        idle.into_iter().for_each(|raw| raw.buffer.destroy());
         any
     }
 

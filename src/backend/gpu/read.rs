@@ -73,7 +73,7 @@ impl Gpu {
         let submission = scoped(&self.device, || {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             if bytes > 0 {
-                encoder.copy_buffer_to_buffer(source, first, &staging, 0, bytes);
+                encoder.copy_buffer_to_buffer(source, from.at as u64 + first, &staging, 0, bytes);
             }
             if flags > 0 {
                 encoder.copy_buffer_to_buffer(&status.buffer, 0, &staging, bytes, flags);

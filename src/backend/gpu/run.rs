@@ -45,7 +45,7 @@ struct GroupKey {
     params: u32,
     scalars: u32,
     looks: bool,
-    buffers: SmallVec<[u64; 8]>,
+    buffers: SmallVec<[(u64, u64, u64); 8]>,
 }
 
 pub fn storage(buffer: &Buffer) -> Result<&Storage, Fault> {
@@ -54,6 +54,20 @@ pub fn storage(buffer: &Buffer) -> Result<&Storage, Fault> {
         message: "a buffer of another device".into(),
         command: None,
     })
+}
+
+/// Part of a buffer that is bound by itself.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    store: &'a Storage,
+    at: u64,
+    bytes: u64,
+}
+
+fn piece(buffer: &Buffer) -> Result<Piece<'_>, Fault> {
+    // Kernels read and write whole words of 16 bytes, for which places have room.
+    let bytes = buffer.bytes.next_multiple_of(16).max(16) as u64;
+    Ok(Piece { store: storage(buffer)?, at: buffer.at as u64, bytes })
 }
 
 pub fn raw(storage: &Storage) -> Result<&wgpu::Buffer, Fault> {
@@ -76,7 +90,7 @@ impl Gpu {
         let start = Instant::now();
         let timing = (runner.profiling || report::level() >= 2) && self.times_kernels();
         let buffer = |slot: Slot| {
-            storage(buffers.get(slot as usize).ok_or_else(|| Fault {
+            piece(buffers.get(slot as usize).ok_or_else(|| Fault {
                 kind: ErrorKind::Backend,
                 message: format!("no buffer for slot {slot}"),
                 command: None,
@@ -123,8 +137,9 @@ impl Gpu {
             let mut steps = plan.steps.iter().peekable();
             while let Some(step) = steps.peek() {
                 if let Step::Copy { from, to, bytes } = **step {
-                    let (from, to) = (raw(buffer(from)?)?, raw(buffer(to)?)?);
-                    encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes.next_multiple_of(4) as u64);
+                    let (from, to) = (buffer(from)?, buffer(to)?);
+                    let bytes = bytes.next_multiple_of(4) as u64;
+                    encoder.copy_buffer_to_buffer(raw(from.store)?, from.at, raw(to.store)?, to.at, bytes);
                     steps.next();
                     continue;
                 }
@@ -218,7 +233,7 @@ impl Gpu {
         &self,
         runner: &mut Runner,
         d: &Dispatch,
-        buffer: &impl Fn(Slot) -> Result<&'a Storage, Fault>,
+        buffer: &impl Fn(Slot) -> Result<Piece<'a>, Fault>,
         status: &wgpu::Buffer,
         looks: bool,
     ) -> Result<wgpu::BindGroup, Fault> {
@@ -230,7 +245,7 @@ impl Gpu {
             params: d.params.map_or(0, |p| p.1),
             scalars: d.scalars.map_or(0, |s| s.1),
             looks,
-            buffers: stores.iter().map(|s| s.id()).collect(),
+            buffers: stores.iter().map(|p| (p.store.id(), p.at, p.bytes)).collect(),
         };
         runner.clock += 1;
         if let Some((group, used)) = runner.groups.get_mut(&key) {
@@ -255,8 +270,12 @@ impl Gpu {
                 }
             }
         }
-        for (i, store) in stores.iter().enumerate() {
-            let resource = raw(store).map_err(at)?.as_entire_binding();
+        for (i, piece) in stores.iter().enumerate() {
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: raw(piece.store).map_err(at)?,
+                offset: piece.at,
+                size: std::num::NonZeroU64::new(piece.bytes),
+            });
             entries.push(wgpu::BindGroupEntry { binding: 2 + i as u32, resource });
         }
         if d.pipeline.layout.key.status {

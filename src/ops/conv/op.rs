@@ -125,6 +125,10 @@ impl StructuredOp for Conv2d {
         true
     }
 
+    fn stores_once(&self) -> bool {
+        true
+    }
+
     fn flops(&self, _: &Structured) -> u64 {
         let g = &self.geometry;
         let sizes = [g.images, g.filters, g.place_count(), g.group_channels(), g.taps()];

@@ -35,6 +35,10 @@ impl StructuredOp for Matmul {
         true
     }
 
+    fn stores_once(&self) -> bool {
+        true
+    }
+
     fn brings_threads(&self) -> bool {
         true
     }
