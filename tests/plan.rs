@@ -6,7 +6,7 @@ mod common;
 #[path = "../benches/workloads/mod.rs"]
 mod workloads;
 
-use common::devices;
+use common::{alone, assert_close, devices};
 use wgrad::graph::device::{Device, Stats};
 use wgrad::prelude::*;
 
@@ -221,6 +221,7 @@ fn a_training_step() {
 /// results included; and parameters and what optimizers keep of them are overwritten, wherever the update is fused.
 #[test]
 fn a_training_step_takes_little_more_memory_than_is_alive() {
+    let _alone = alone();
     let most = [("mlp_step", 7_100_000.0), ("cnn_step", 9_000_000.0), ("gpt_step", 15_700_000.0)];
     for device in devices() {
         for (name, most) in most {
@@ -231,6 +232,37 @@ fn a_training_step_takes_little_more_memory_than_is_alive() {
             eprintln!("{name} on {device}: {taken} bytes, {:.3} of {least}", taken / least);
             assert!(taken <= 1.1 * least, "{name} on {device}: {taken} bytes, for {least} alive at one time");
             assert!(taken <= most, "{name} on {device}: {taken} bytes");
+        }
+    }
+}
+
+#[test]
+fn fused_updates_overwrite_what_they_replace() {
+    let _alone = alone();
+    for device in devices() {
+        let on = options().device(&device);
+        let sizes = [(1, 1, 1), (3, 5, 2), (31, 33, 9), (64, 64, 64), (65, 130, 7), (200, 10, 33)];
+        for (rows, columns, batch) in sizes {
+            let (x, g) = (on.rand([batch, rows]), on.rand([batch, columns]));
+            let (w, m) = (on.rand([rows, columns]), on.rand([rows, columns]));
+            device.flush();
+            let (w0, m0) = (w.to_f64_vec().unwrap(), m.to_f64_vec().unwrap());
+            let gradient = x.t().matmul(&g).to_f64_vec().unwrap();
+            let sums = (g.sum_dim(0, false).to_f64_vec().unwrap(), on.rand([columns]));
+            let b0 = sums.1.to_f64_vec().unwrap();
+            let (_, plan) = debug::plan_of(|| {
+                m.mul_(0.5).add_(x.t().matmul(&g));
+                w.sub_(&m * 0.25);
+                sums.1.sub_(g.sum_dim(0, false) * 0.25);
+            })
+            .unwrap();
+            assert_eq!(plan.new_bytes, 0, "{plan}");
+            let moved: Vec<f64> = m0.iter().zip(&gradient).map(|(m, g)| m * 0.5 + g).collect();
+            assert_close(&m, &moved, 1e-5, "m");
+            let kept: Vec<f64> = w0.iter().zip(&moved).map(|(w, m)| w - m * 0.25).collect();
+            assert_close(&w, &kept, 1e-5, "w");
+            let kept: Vec<f64> = b0.iter().zip(&sums.0).map(|(b, s)| b - s * 0.25).collect();
+            assert_close(&sums.1, &kept, 1e-5, "b");
         }
     }
 }

@@ -117,6 +117,7 @@ impl Pool {
         // Where none is, the new one will serve whoever the largest did.
         let found = fits.or_else(|| state.areas.iter().rev().find_map(idle));
         let raw = found.and_then(|capacity| state.areas.get_mut(&capacity)?.pop());
+        state.note(fits.unwrap_or(least));
         state.memory.pooled_bytes -= found.unwrap_or(0);
         drop(state);
         if fits.is_none()

@@ -40,8 +40,8 @@ use super::{Areas, Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::{DType, Scalar};
 use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
-use crate::graph::layout::Layout;
-use crate::graph::program::Inst;
+use crate::graph::layout::{Layout, numel};
+use crate::graph::program::{Access, Inst, Reg, Store};
 
 /// A device of its own memory pool.
 pub fn device() -> Arc<dyn Backend> {
@@ -96,7 +96,12 @@ struct Prepared {
 enum Task {
     Map(Vec<Plan>, Vec<Stretch>),
     Reduce(Box<ReducePlan>),
-    Structured { post: Box<Plan>, in_place: Option<Range<usize>>, binding: usize },
+    /// What comes after an op, if anything does, and the binding and bytes where the op's result lies, if it is stored as
+    /// it is.
+    Structured {
+        post: Option<Box<Plan>>,
+        stored: Option<(usize, Range<usize>)>,
+    },
 }
 
 /// Elements of one of a map's programs that one thread does.
@@ -108,7 +113,7 @@ struct Stretch {
 impl Prepared {
     /// Whether an op writes its result itself.
     fn plain(&self) -> bool {
-        matches!(self.work, Task::Structured { in_place: Some(_), .. })
+        matches!(self.work, Task::Structured { post: None, .. })
     }
 }
 
@@ -265,7 +270,7 @@ impl Cpu {
                 Eval::new(&plans[*job], &operands).each(range.clone(), |_, _, _| {});
             }),
             (Task::Reduce(plan), _) => plan.run(&operands),
-            (Task::Structured { post, in_place, binding }, Body::Structured(call)) => {
+            (Task::Structured { post, stored }, Body::Structured(call)) => {
                 // SAFETY: no slot is bound twice and the plan has slots in use lie apart, so that `out` (a binding that
                 // is no input) is apart from them.
                 // A reused buffer may be longer than its value by part of an element.
@@ -279,21 +284,11 @@ impl Cpu {
                 let inputs: SmallVec<[&[u8]; 8]> = (inputs.iter().zip(&widened))
                     .map(|(&input, wide)| wide.as_ref().map_or(input, |(block, bytes)| out_of(block, *bytes)))
                     .collect();
-                let bytes = post.numel * call.out_dtype.size();
+                let bytes = numel(&call.out_shape) * call.out_dtype.size();
                 let failed = |message| fault(ErrorKind::Index, format!("{} {message}", call.op.0.name()));
-                if let Some(range) = in_place {
-                    // SAFETY: as above; `needs` says that the buffer is long enough.
-                    let out =
-                        unsafe { std::slice::from_raw_parts_mut(buffers[*binding].add(range.start), bytes) };
-                    call.op.0.cpu(call, &inputs, out).map_err(failed)?;
-                    if let (Some(seen), true) = (seen, call.out_dtype.is_float()) {
-                        seen.look_at_all(out, call.out_dtype.size());
-                    }
-                    return Ok(());
-                }
                 let piece = call.op.0.piece(call);
                 let apart = call.post.stores.iter().all(|s| usize::from(s.to.binding) >= call.inputs.len());
-                if piece > 0 && apart {
+                if let (None, Some(post), true) = (stored, post, piece > 0 && apart) {
                     let size = call.out_dtype.size();
                     let chunk = (CACHED / size / piece).max(1) * piece;
                     tasks(post.numel.div_ceil(chunk), |i| {
@@ -307,14 +302,25 @@ impl Cpu {
                     });
                     return Ok(());
                 }
-                let scratch = self.take(bytes)?;
-                // SAFETY: a fresh block of so many bytes.
-                let out = unsafe { std::slice::from_raw_parts_mut(scratch.start(), bytes) };
+                let (out, _scratch) = match stored {
+                    // SAFETY: `needs` says that the buffer is long enough.
+                    Some((binding, range)) => (unsafe { buffers[*binding].add(range.start) }, None),
+                    None => {
+                        let scratch = self.pool.take_area(bytes).ok_or_else(|| refused(bytes))?;
+                        (scratch.start(), Some(scratch))
+                    }
+                };
+                // SAFETY: so many bytes are there, and nobody else's.
+                let out = unsafe { std::slice::from_raw_parts_mut(out, bytes) };
                 call.op.0.cpu(call, &inputs, out).map_err(failed)?;
-                let chunk = stretch_of(post);
+                if let (Some(seen), Some(_), true) = (seen, stored, call.out_dtype.is_float()) {
+                    seen.look_at_all(out, call.out_dtype.size());
+                }
+                let Some(post) = post else { return Ok(()) };
+                let (out, chunk) = (&*out, stretch_of(post));
                 tasks(post.numel.div_ceil(chunk), |i| {
                     let mut eval = Eval::new(post, &operands);
-                    eval.set_anchor(out_of(&scratch, bytes), 0);
+                    eval.set_anchor(out, 0);
                     eval.each(i * chunk..((i + 1) * chunk).min(post.numel), |_, _, _| {});
                 });
             }
@@ -378,30 +384,43 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
         }
         Body::Structured(call) => {
             plan::check(&call.post, kernel, Some(call.out_dtype))?;
-            let post = Plan::new(&call.post, call.post.shape.len(), None)?;
-            post.needs(&mut needs);
-            if call.inputs.len() > needs.len() || post.numel != crate::graph::layout::numel(&call.out_shape) {
+            let all = Plan::new(&call.post, call.post.shape.len(), None)?;
+            all.needs(&mut needs);
+            if call.inputs.len() > needs.len() || all.numel != numel(&call.out_shape) {
                 return Err("a structured op whose output or inputs do not fit its kernel".into());
             }
             for ((dtype, layout), need) in call.inputs.iter().zip(&mut needs) {
                 *need = (*need).max(layout.end() * dtype.size());
             }
-            let price = call.op.0.flops(call) as usize + post.numel * post.cost;
-            let in_place = plain_store(call);
-            let binding = call.post.stores.first().map_or(0, |s| usize::from(s.to.binding));
-            (Task::Structured { post: Box::new(post), in_place, binding }, price)
+            let price = call.op.0.flops(call) as usize + all.numel * all.cost;
+            let (stored, post) = match stored_as_it_is(call) {
+                None => (None, Some(Box::new(all))),
+                Some(at) => {
+                    let mut rest = call.post.clone();
+                    let Access { binding, layout, dtype } = rest.stores.remove(at).to;
+                    let start = layout.offset * dtype.size();
+                    let place = (usize::from(binding), start..start + all.numel * dtype.size());
+                    let post = (!rest.stores.is_empty()).then(|| Plan::new(&rest, rest.shape.len(), None));
+                    (Some(place), post.transpose()?.map(Box::new))
+                }
+            };
+            (Task::Structured { post, stored }, price)
         }
     };
     Ok(Prepared { work, needs, scalars: kernel.scalars.len(), price })
 }
 
-/// The bytes that an op writes itself, where nothing comes after it but one plain store.
-fn plain_store(call: &Structured) -> Option<Range<usize>> {
-    let ([Inst::Anchor(dtype)], [store]) = (&call.post.insts[..], &call.post.stores[..]) else { return None };
-    let fits = *dtype == call.out_dtype && store.to.layout.is_contiguous();
-    let apart = usize::from(store.to.binding) >= call.inputs.len();
-    let start = store.to.layout.offset * dtype.size();
-    (fits && apart).then(|| start..start + call.post.numel() * dtype.size())
+/// The store that keeps an op's own result, in order, in a place that nothing after it reads or writes.
+fn stored_as_it_is(call: &Structured) -> Option<usize> {
+    let post = &call.post;
+    let anchor =
+        |value: Reg| matches!(post.insts[usize::from(value)], Inst::Anchor(t) if t == call.out_dtype);
+    post.stores.iter().position(|Store { value, to }| {
+        let uses = |a: &Access| a.binding == to.binding;
+        let alone = !post.loads.iter().any(uses) && post.stores.iter().filter(|s| uses(&s.to)).count() == 1;
+        let apart = usize::from(to.binding) >= call.inputs.len();
+        anchor(*value) && to.dtype == call.out_dtype && to.layout.is_contiguous() && alone && apart
+    })
 }
 
 fn timing(

@@ -362,3 +362,19 @@ fn memory_is_counted_and_reused() {
     assert_eq!(device.memory(), Memory::default());
     assert!(device.download(&device.alloc(0).unwrap(), 0..0).unwrap().is_empty());
 }
+
+#[test]
+fn areas_serve_any_size_and_make_way_for_larger_ones() {
+    let device = device();
+    drop(device.alloc_area(1000).unwrap());
+    let small = device.alloc_area(500).unwrap();
+    assert_eq!((small.bytes, device.memory().pooled_bytes), (500, 0));
+    assert!(memory_of(&Buffer { at: 496, bytes: 8, ..small.clone() }).is_err(), "past its end");
+    assert_eq!(memory_of(&Buffer { at: 64, bytes: 8, ..small.clone() }).unwrap().start() as usize % 64, 0);
+    drop(small);
+    let large = device.alloc_area(5000).unwrap();
+    assert_eq!(device.memory(), Memory { live_buffers: 1, live_bytes: 5000, pooled_bytes: 0 });
+    drop(large);
+    device.empty_cache();
+    assert_eq!(device.memory(), Memory::default());
+}

@@ -42,6 +42,25 @@ fn buffers_return_to_the_pool() {
 }
 
 #[test]
+fn areas_serve_any_size_and_make_way_for_larger_ones() {
+    let pool = own_pool(&gpu());
+    let id = |buffer: &Buffer| run::storage(buffer).unwrap().id();
+    let first = id(&pool.get_area(1000).unwrap());
+    assert_ne!(id(&pool.get(1000).unwrap()), first);
+    pool.empty();
+    let first = id(&pool.get_area(1000).unwrap());
+    let small = pool.get_area(500).unwrap();
+    assert_eq!((id(&small), small.bytes), (first, 500));
+    let other = pool.get_area(500).unwrap();
+    drop((small, other));
+    assert_eq!(pool.memory().pooled_bytes, 1024 + 512);
+    let large = pool.get_area(5000).unwrap();
+    assert_eq!(pool.memory().pooled_bytes, 512, "the larger of the two");
+    drop(large);
+    assert_eq!(pool.memory().pooled_bytes, 512 + 5120);
+}
+
+#[test]
 fn too_large_a_buffer_says_which_limit() {
     let fault = own_pool(&gpu()).get((1 << 20) + 1).err().unwrap();
     assert_eq!(fault.kind, ErrorKind::Limit);
