@@ -73,11 +73,14 @@ impl Ground {
 /// longer than it must.
 const FEW: usize = 600;
 
+/// The greatest comes first.
+type Rank = fn(&Tenant) -> (usize, usize);
+
 /// The place of each tenant, and the areas after the leaves' buffers.
 pub fn places(tenants: &[Tenant], leaves: usize, rules: &Areas) -> (Vec<Place>, Vec<Area>) {
     let first = lasting(tenants, leaves, rules);
     let mut passing: Vec<usize> = (leaves..tenants.len()).filter(|&t| tenants[t].to != FOR_EVER).collect();
-    let orders: [fn(&Tenant) -> (usize, usize); 4] = [
+    let orders: [Rank; 4] = [
         |t| (t.bytes, t.to),
         |t| (t.bytes, usize::MAX - t.from),
         |t| (t.bytes.saturating_mul(t.to - t.from + 1), t.to),

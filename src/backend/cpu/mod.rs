@@ -125,6 +125,9 @@ fn refused(bytes: usize) -> Fault {
     fault(ErrorKind::OutOfMemory, format!("the system has no {bytes} bytes left"))
 }
 
+/// An input of halves as singles, so many bytes.
+type Widened = (Block, usize);
+
 /// Where a buffer lies.
 #[derive(Clone, Copy)]
 struct Piece<'a> {
@@ -213,11 +216,7 @@ impl Cpu {
     }
 
     /// Inputs of halves as singles.
-    fn widened(
-        &self,
-        call: &Structured,
-        inputs: &[&[u8]],
-    ) -> Result<SmallVec<[Option<(Block, usize)>; 8]>, Fault> {
+    fn widened(&self, call: &Structured, inputs: &[&[u8]]) -> Result<SmallVec<[Option<Widened>; 8]>, Fault> {
         let widen = |(input, (dtype, _)): (&&[u8], &(DType, Layout))| {
             if *dtype != DType::F16 {
                 return Ok(None);
