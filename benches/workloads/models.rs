@@ -97,17 +97,14 @@ fn training(
             Ok(())
         }),
         check: Box::new(move || {
-            // What is held of the device's memory, for use or kept; what a step takes, and the least that it could.
+            // What a step takes of the device's memory, and the least that it could.
             let (loss, plan) = debug::plan_of(|| (shared.borrow_mut())())?;
-            let loss = loss?;
-            loss.check()?;
-            let held = loss.device().memory();
+            loss?.check()?;
             Ok(vec![
                 ("step1_ms", step1_ms),
                 ("loss1", first.into()),
                 ("loss5", fifth.into()),
                 ("loss_end", last.get().into()),
-                ("held_bytes", (held.live_bytes + held.pooled_bytes) as f64),
                 ("step_bytes", plan.peak_bytes() as f64),
                 ("least_bytes", plan.needed_bytes as f64),
             ])
