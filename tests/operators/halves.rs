@@ -69,7 +69,8 @@ fn every_op_computes_halves() {
                 }
             };
             for (which, (got, want)) in got.iter().zip(&exact).enumerate() {
-                let halves = sample.inputs.iter().all(|i| i.dtype == F32) && !sample.expression.contains("float32");
+                let halves =
+                    sample.inputs.iter().all(|i| i.dtype == F32) && !sample.expression.contains("float32");
                 if got.dtype() == F32 && halves {
                     failures.add(format!("{name}: result {which} is float32"));
                 }

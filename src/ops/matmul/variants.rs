@@ -93,6 +93,8 @@ pub(in crate::ops) enum Kernel {
     Any,
     /// A workgroup of this size per element, in any type.
     Dot(usize),
+    /// The same of a subgroup, which needs no workgroup memory to add up.
+    SubgroupDot(usize),
     /// An invocation per element of a vector, or per four.
     Axpy,
     /// A workgroup per 32 elements of a vector, where the matrix is contiguous along these.
@@ -113,7 +115,7 @@ const TINY: u64 = 1 << 15;
 
 /// The first that fits is taken.
 pub(in crate::ops) const VARIANTS: &[Variant] = &{
-    use Kernel::{Any, Axpy, Cooperative, Dot, Lanes, Slices};
+    use Kernel::{Any, Axpy, Cooperative, Dot, Lanes, Slices, SubgroupDot};
     const fn row(kernel: Kernel, fits: fn(&Problem, DType, &AdapterInfo) -> bool) -> Variant {
         Variant { kernel, fits }
     }
@@ -160,6 +162,15 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         row(Axpy, |p, dtype, adapter| vector(p, dtype) && adapter.is_software()),
         // On GPUs neighbours must read neighbouring elements.
         row(Slices, |p, dtype, _| vector(p, dtype) && p.clone().into_column().has_columns()),
+        // What has many turns wants more invocations.
+        row(SubgroupDot(32), |p, dtype, adapter| {
+            vector(p, dtype) && adapter.subgroup_size == Some(32) && p.k <= 4096
+        }),
+        row(SubgroupDot(64), |p, dtype, adapter| {
+            vector(p, dtype) && adapter.subgroup_size == Some(64) && p.k <= 4096
+        }),
+        // Of a software adapter, for tests.
+        row(SubgroupDot(8), |_, _, _| false),
         row(Dot(64), |p, dtype, _| vector(p, dtype)),
         // Taken by the tuner only: twice the compiling for little.
         row(lane_tiles(32, 2), |_, _, _| false),
@@ -285,7 +296,7 @@ impl Variant {
                 p.k.div_ceil(4)
             }
             Kernel::Slices => p.k.div_ceil(32),
-            Kernel::Dot(width) => p.k.div_ceil(4 * width),
+            Kernel::Dot(width) | Kernel::SubgroupDot(width) => p.k.div_ceil(4 * width),
         }
     }
 
@@ -295,12 +306,14 @@ impl Variant {
             return vec![];
         }
         let p = match (self.kernel, self.kernel.tile()) {
-            (Kernel::Dot(_) | Kernel::Axpy | Kernel::Slices, _) => problem.into_column(),
+            (Kernel::Dot(_) | Kernel::SubgroupDot(_) | Kernel::Axpy | Kernel::Slices, _) => {
+                problem.into_column()
+            }
             (_, Some([rows, columns])) => problem.turned_for(rows, columns),
             _ => problem,
         };
         let any = self.kernel == Kernel::Any;
-        let dot = matches!(self.kernel, Kernel::Dot(_));
+        let dot = matches!(self.kernel, Kernel::Dot(_) | Kernel::SubgroupDot(_));
         let cooperative = matches!(self.kernel, Kernel::Cooperative { .. });
         let column = dot || matches!(self.kernel, Kernel::Axpy | Kernel::Slices);
         // Along k where that is possible. Dot products can use no other.
@@ -320,7 +333,7 @@ impl Variant {
         let (out_m, out_n) = if p.exchanged { (1, p.m) } else { (p.n, 1) };
         let turned = out_n != 1 && p.m.is_multiple_of(4) && !column && !any;
         let store4 = match self.kernel {
-            Kernel::Any | Kernel::Dot(_) => false,
+            Kernel::Any | Kernel::Dot(_) | Kernel::SubgroupDot(_) => false,
             Kernel::Axpy | Kernel::Slices => a_by_row,
             Kernel::Lanes { .. } | Kernel::Tiles { .. } | Kernel::Cooperative { .. } => {
                 turned || out_n == 1 && p.n.is_multiple_of(4)
@@ -342,7 +355,11 @@ impl Variant {
             .flag("COLUMN", column);
         let (entry, defines, tiles_m, tiles_n) = match self.kernel {
             Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
-            Kernel::Dot(width) => ("dot_products", defines.flag("DOT", true).value("WIDTH", width), p.m, p.n),
+            Kernel::Dot(width) | Kernel::SubgroupDot(width) => {
+                let subgroup = matches!(self.kernel, Kernel::SubgroupDot(_));
+                let defines = defines.flag("DOT", true).flag("SUBGROUP", subgroup).value("WIDTH", width);
+                ("dot_products", defines, p.m, p.n)
+            }
             Kernel::Axpy => {
                 let rows = if a_by_row { 256 } else { 64 };
                 ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)

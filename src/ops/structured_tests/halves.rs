@@ -36,19 +36,12 @@ fn products_of_halves_of_every_layout() {
 #[cfg(feature = "gpu")]
 #[test]
 fn every_variant_of_the_product_of_halves() {
-    use super::matmul::forced;
+    use super::matmul::{forced, runs_on};
     use crate::ops::matmul::variants::{Kernel, VARIANTS};
     let device = gpu();
     for variant in VARIANTS {
         let kernel = variant.kernel;
-        let runs = match kernel {
-            Kernel::Lanes { subgroup: true, .. } => device.info().subgroup_size == Some(8),
-            Kernel::Cooperative { size, lanes, .. } => {
-                device.info().matrices == Some(size) && device.info().subgroup_size == Some(lanes as u32)
-            }
-            _ => true,
-        };
-        if !runs {
+        if !runs_on(kernel, &device) {
             continue;
         }
         // All but the last differ from their kernels of singles in how operands are read.

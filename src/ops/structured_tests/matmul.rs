@@ -27,6 +27,24 @@ pub(super) fn product(a: &Layout, x: &[f32], b: &Layout, y: &[f32]) -> Vec<f64> 
         .collect()
 }
 
+/// Whether the adapter has what a kernel asks for.
+#[cfg(feature = "gpu")]
+pub(super) fn runs_on(
+    kernel: crate::ops::matmul::variants::Kernel,
+    device: &crate::backend::gpu::Gpu,
+) -> bool {
+    use crate::ops::matmul::variants::Kernel;
+    let subgroups_of = |size: usize| device.info().subgroup_size == Some(size as u32);
+    match kernel {
+        Kernel::Lanes { subgroup: true, .. } => subgroups_of(8),
+        Kernel::SubgroupDot(size) => subgroups_of(size),
+        Kernel::Cooperative { size, lanes, .. } => {
+            device.info().matrices == Some(size) && subgroups_of(lanes)
+        }
+        _ => true,
+    }
+}
+
 #[cfg(feature = "gpu")]
 pub(super) fn forced(kernel: crate::ops::matmul::variants::Kernel) -> impl StructuredOp {
     use crate::ops::matmul::Problem;
@@ -91,7 +109,7 @@ fn every_variant_of_the_product() {
     let device = gpu();
     for variant in VARIANTS {
         let kernel = variant.kernel;
-        if matches!(kernel, Kernel::Lanes { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {
+        if !runs_on(kernel, &device) {
             continue;
         }
         // Of halves alone.
