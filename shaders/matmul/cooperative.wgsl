@@ -69,12 +69,9 @@ fn cooperative(
     // Matrices are for all or none: surplus workgroups go along without a turn.
     let surplus = tile >= params.tiles;
     let at = place(tile / (params.tiles_n * params.tiles_m));
-    let number = tile % (params.tiles_n * params.tiles_m);
-    let stripe = number / (8u * params.tiles_n) * 8u;
-    let high = min(8u, params.tiles_m - stripe);
-    let within = number - stripe * params.tiles_n;
-    let row = (stripe + within % high) * TILE_M;
-    let col = within / high * TILE_N;
+    let number = striped(tile % (params.tiles_n * params.tiles_m), params.tiles_n, params.tiles_m);
+    let row = number.y * TILE_M;
+    let col = number.x * TILE_N;
     // This subgroup's matrices within the tile.
     let m = subgroup / ${ACROSS}u * ${MATRICES_M}u * ${SIZE}u;
     let n = subgroup % ${ACROSS}u * ${MATRICES_N}u * ${SIZE}u;

@@ -26,13 +26,9 @@ fn tiles(
         return;
     }
     let at = place(tile / (params.tiles_n * params.tiles_m));
-    // Tiles go in stripes of 8 rows, so that those that run together read the same few rows and columns.
-    let number = tile % (params.tiles_n * params.tiles_m);
-    let stripe = number / (8u * params.tiles_n) * 8u;
-    let high = min(8u, params.tiles_m - stripe);
-    let within = number - stripe * params.tiles_n;
-    let row = (stripe + within % high) * BLOCKS_M * 4u;
-    let col = within / high * BLOCKS_N * 4u;
+    let number = striped(tile % (params.tiles_n * params.tiles_m), params.tiles_n, params.tiles_m);
+    let row = number.y * BLOCKS_M * 4u;
+    let col = number.x * BLOCKS_N * 4u;
     let across = index % ${ACROSS}u;
     let down = index / ${ACROSS}u;
     // The 4 x 4 blocks that this invocation reads. Side by side they follow the dimension that is contiguous.

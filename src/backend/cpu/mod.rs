@@ -160,6 +160,11 @@ impl Cpu {
         self.pool.take(bytes).ok_or_else(|| refused(bytes))
     }
 
+    /// Memory for no longer than a run.
+    fn area(&self, bytes: usize) -> Result<Block, Fault> {
+        self.pool.take_area(bytes).ok_or_else(|| refused(bytes))
+    }
+
     fn execute(
         &self,
         recording: &Recording,
@@ -222,7 +227,7 @@ impl Cpu {
                 return Ok(None);
             }
             let bytes = input.len() * 2;
-            let block = self.take(bytes)?;
+            let block = self.area(bytes)?;
             // SAFETY: a fresh block of so many bytes.
             let out = unsafe { std::slice::from_raw_parts_mut(block.start(), bytes) };
             share(out, 2 * PIECE, |i, out| {
@@ -305,7 +310,7 @@ impl Cpu {
                     // SAFETY: `needs` says that the buffer is long enough.
                     Some((binding, range)) => (unsafe { buffers[*binding].add(range.start) }, None),
                     None => {
-                        let scratch = self.pool.take_area(bytes).ok_or_else(|| refused(bytes))?;
+                        let scratch = self.area(bytes)?;
                         (scratch.start(), Some(scratch))
                     }
                 };
@@ -471,7 +476,7 @@ impl Backend for Cpu {
     }
 
     fn alloc_area(&self, bytes: usize) -> Result<Buffer, Fault> {
-        let block = self.pool.take_area(bytes).ok_or_else(|| refused(bytes))?;
+        let block = self.area(bytes)?;
         Ok(Buffer { bytes, at: 0, memory: Arc::new(block) })
     }
 

@@ -113,17 +113,18 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
             | wgpu::Features::SHADER_INT64
             | wgpu::Features::PIPELINE_CACHE);
     let matrices = matrices(adapter);
-    let wanted = if matrices.is_some() {
-        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
-    } else {
-        wgpu::Features::empty()
+    let (experiments, allowed) = match matrices {
+        // SAFETY: wgpu does not check the loads and stores of cooperative matrices yet; our one kernel with them touches
+        // workgroup memory by constant sizes.
+        Some(_) => (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, unsafe {
+            wgpu::ExperimentalFeatures::enabled()
+        }),
+        None => (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled()),
     };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("wgrad"),
-        required_features: features | wanted,
-        // SAFETY: what is asked for besides the common features are cooperative matrices, whose loads and stores wgpu
-        // does not check yet; our one kernel with them touches workgroup memory by constant sizes.
-        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+        required_features: features | experiments,
+        experimental_features: allowed,
         required_limits: adapter.limits(),
         ..Default::default()
     };

@@ -36,7 +36,7 @@ fn products_of_halves_of_every_layout() {
 #[cfg(feature = "gpu")]
 #[test]
 fn every_variant_of_the_product_of_halves() {
-    use super::matmul::{forced, runs_on};
+    use super::matmul::{forced, orders, runs_on};
     use crate::ops::matmul::variants::{Kernel, VARIANTS};
     let device = gpu();
     for variant in VARIANTS {
@@ -44,7 +44,7 @@ fn every_variant_of_the_product_of_halves() {
         if !runs_on(kernel, &device) {
             continue;
         }
-        // All but the last differ from their kernels of singles in how operands are read.
+        // All but cooperative matrices' differ from their kernels of singles in how operands are read.
         let mut sizes = match kernel {
             Kernel::Axpy | Kernel::Slices => vec![(1, 300, 1, 64), (2, 4, 1, 1001)],
             _ => vec![(2, 35, 65, 33), (1, 8, 12, 16)],
@@ -53,14 +53,7 @@ fn every_variant_of_the_product_of_halves() {
             sizes.extend([(1, m - 1, n + 1, 17), (1, m + 1, n, 8), (2, m + 4, n - 4, 16), (1, 2 * m, n, 36)]);
         }
         for (batch, m, n, k) in sizes {
-            for (ka, kb) in
-                [("rows", "rows"), ("columns", "columns"), ("shifted", "broadcast"), ("columns", "rows")]
-            {
-                let (ka, kb) = match kernel {
-                    Kernel::Slices if n == 1 => ("columns", kb),
-                    Kernel::Slices => (ka, "rows"),
-                    _ => (ka, kb),
-                };
+            for (ka, kb) in orders(kernel, n) {
                 let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
                 let (mut x, mut y) = (noise(a.end(), 3), noise(b.end(), 4));
                 if matches!(kernel, Kernel::Cooperative { .. }) {

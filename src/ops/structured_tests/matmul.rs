@@ -45,6 +45,23 @@ pub(super) fn runs_on(
     }
 }
 
+/// The memory orders of both operands in which a kernel is tested.
+#[cfg(feature = "gpu")]
+pub(super) fn orders(
+    kernel: crate::ops::matmul::variants::Kernel,
+    n: usize,
+) -> [(&'static str, &'static str); 4] {
+    use crate::ops::matmul::variants::Kernel;
+    [("rows", "rows"), ("columns", "columns"), ("shifted", "broadcast"), ("columns", "rows")].map(|(a, b)| {
+        match kernel {
+            // Slices are for matrices that are contiguous down their columns.
+            Kernel::Slices if n == 1 => ("columns", b),
+            Kernel::Slices => (a, "rows"),
+            _ => (a, b),
+        }
+    })
+}
+
 #[cfg(feature = "gpu")]
 pub(super) fn forced(kernel: crate::ops::matmul::variants::Kernel) -> impl StructuredOp {
     use crate::ops::matmul::Problem;
@@ -131,15 +148,7 @@ fn every_variant_of_the_product() {
             ]);
         }
         for (batch, m, n, k) in sizes {
-            for (ka, kb) in
-                [("rows", "rows"), ("columns", "columns"), ("shifted", "broadcast"), ("columns", "rows")]
-            {
-                // Slices are for matrices that are contiguous down their columns.
-                let (ka, kb) = match kernel {
-                    Kernel::Slices if n == 1 => ("columns", kb),
-                    Kernel::Slices => (ka, "rows"),
-                    _ => (ka, kb),
-                };
+            for (ka, kb) in orders(kernel, n) {
                 let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
                 let (mut x, mut y) = (noise(a.end(), 3), noise(b.end(), 4));
                 // In one place each: they must show in their row and column alone.

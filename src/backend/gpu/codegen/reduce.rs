@@ -302,8 +302,8 @@ fn combine(op: ReduceOp, dtype: DType, a: &str, b: &str, wide: bool) -> String {
         (ReduceOp::Prod | ReduceOp::Min, DType::Bool) => format!("({a} & {b})"),
         (ReduceOp::Sum, _) => format!("({a} + {b})"),
         (ReduceOp::Prod, _) => format!("({a} * {b})"),
-        (ReduceOp::Max, DType::F16 | DType::F32 | DType::F64) => format!("max_nan{four}({a}, {b})"),
-        (ReduceOp::Min, DType::F16 | DType::F32 | DType::F64) => format!("min_nan{four}({a}, {b})"),
+        (ReduceOp::Max, t) if t.is_float() => format!("max_nan{four}({a}, {b})"),
+        (ReduceOp::Min, t) if t.is_float() => format!("min_nan{four}({a}, {b})"),
         (ReduceOp::Max, _) => format!("max({a}, {b})"),
         (ReduceOp::Min, _) => format!("min({a}, {b})"),
     }
