@@ -82,6 +82,10 @@ pub trait Backend: Send + Sync {
         self.alloc(bytes)
     }
     fn upload(&self, data: &[u8]) -> Result<Buffer, Fault>;
+    /// Memory of zeros.
+    fn zeros(&self, bytes: usize) -> Result<Buffer, Fault> {
+        self.upload(&vec![0; bytes])
+    }
     /// Waits for all work on this buffer, then reads. Faults of work done earlier come out here.
     fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault>;
     /// The same without blocking.

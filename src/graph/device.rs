@@ -14,6 +14,7 @@ use super::anomaly;
 use super::doubt;
 use super::dtype::{DType, Scalar};
 use super::kernel::{Command, Slot};
+use super::layout::numel;
 use super::node::{HASHER, Node, Operand, Recipe, State};
 use super::observe;
 use super::plan::{Plan, plan};
@@ -113,6 +114,19 @@ impl Device {
         op: &'static str,
     ) -> Result<Buffer> {
         self.0.backend.upload(bytes).map_err(|fault| fault_error(fault, caller, op))
+    }
+
+    /// A value of zeros that is memory from the start, and so no part of what its consumers are compiled to.
+    pub(crate) fn zeros(
+        &self,
+        dtype: DType,
+        shape: &[usize],
+        caller: &'static Location<'static>,
+    ) -> Arc<Node> {
+        match self.0.backend.zeros(numel(shape) * dtype.size()) {
+            Ok(buffer) => Node::ready(self, dtype, shape, buffer, caller),
+            Err(fault) => Node::failed(self, dtype, fault_error(fault, caller, "zeros")),
+        }
     }
 
     pub fn memory(&self) -> Memory {

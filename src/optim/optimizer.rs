@@ -53,6 +53,15 @@ impl State {
         made
     }
 
+    /// The same, made of zeros of `like`'s shape. They are memory from the start, so that the first step is compiled to
+    /// what the later ones are.
+    #[track_caller]
+    pub fn zeros(&mut self, name: &str, like: &Tensor) -> Tensor {
+        let caller = Location::caller();
+        let node = || like.device().zeros(like.dtype(), like.shape(), caller);
+        self.slot(name, || Tensor::from_node(node()))
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.slots.iter().any(|(n, _)| n == name)
     }

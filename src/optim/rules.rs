@@ -107,11 +107,9 @@ rule! {
         let mut g = decayed(p, g, self.maximize, self.weight_decay);
         if self.momentum != 0.0 {
             // The first gradient enters undampened.
-            let first = !state.has(MOMENTUM);
-            let buffer = state.slot(MOMENTUM, || g.clone_data());
-            if !first {
-                buffer.mul_(self.momentum).add_(&g * (1.0 - self.dampening));
-            }
+            let dampening = if state.has(MOMENTUM) { self.dampening } else { 0.0 };
+            let buffer = state.zeros(MOMENTUM, p);
+            buffer.mul_(self.momentum).add_(&g * (1.0 - dampening));
             g = if self.nesterov { &g + &buffer * self.momentum } else { buffer };
         }
         p.sub_(&g * self.lr)
@@ -198,14 +196,14 @@ impl AdamWRule {
 
 impl AdamRule {
     fn apply(&self, p: &Tensor, g: &Tensor, state: &mut State) -> Tensor {
-        let average = state.slot(AVERAGE, || p.zeros_like());
-        let squares = state.slot(SQUARES, || p.zeros_like());
+        let average = state.zeros(AVERAGE, p);
+        let squares = state.zeros(SQUARES, p);
         average.add_((g - &average) * (1.0 - self.beta1));
         squares.mul_(self.beta2).add_(g * g * (1.0 - self.beta2));
         let t = state.step as f64;
         let (correction1, correction2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
         let spread = if self.amsgrad {
-            let largest = state.slot(MAX_SQUARES, || p.zeros_like());
+            let largest = state.zeros(MAX_SQUARES, p);
             largest.copy_(&largest.maximum(&squares));
             largest
         } else {

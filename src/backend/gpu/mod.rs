@@ -190,6 +190,17 @@ impl Backend for Gpu {
         Ok(buffer)
     }
 
+    fn zeros(&self, bytes: usize) -> Result<Buffer, Fault> {
+        let buffer = self.alloc(bytes)?;
+        let target = run::raw(run::storage(&buffer)?)?;
+        device::scoped(&self.device, || {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.clear_buffer(target, 0, None);
+            self.queue.submit([encoder.finish()]);
+        })?;
+        Ok(buffer)
+    }
+
     fn download(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
         self.read(from, range)
     }
