@@ -1,5 +1,4 @@
-//! Choosing an adapter and opening it. One device per adapter and process: software drivers crash when many
-//! devices are made at once.
+//! Choosing an adapter and opening it. There is one device per adapter and process.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -9,6 +8,7 @@ use parking_lot::Mutex;
 use crate::backend::{Areas, Caps, Fault};
 use crate::error::ErrorKind;
 
+use super::ahead::Ahead;
 use super::pool::Pool;
 use super::tune::Tuner;
 use super::{AdapterClass, AdapterInfo, Gpu, codegen, disk};
@@ -104,16 +104,17 @@ fn matrices(adapter: &wgpu::Adapter) -> Option<usize> {
     square.map(|p| p.m_size as usize).max()
 }
 
-fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
-    let info = adapter.get_info();
+/// A device with all that kernels may use.
+pub fn request(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue), Fault> {
+    /// Software drivers crash when several are made at once.
+    static ONE: Mutex<()> = Mutex::new(());
     let features = adapter.features()
         & (wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_INT64
             | wgpu::Features::PIPELINE_CACHE);
-    let matrices = matrices(adapter);
-    let (experiments, allowed) = match matrices {
+    let (experiments, allowed) = match matrices(adapter) {
         // SAFETY: wgpu does not check the loads and stores of cooperative matrices yet; our one kernel with them touches
         // workgroup memory by constant sizes.
         Some(_) => (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, unsafe {
@@ -128,11 +129,18 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         required_limits: adapter.limits(),
         ..Default::default()
     };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Fault {
+    let _one = ONE.lock();
+    pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Fault {
         kind: ErrorKind::Device,
-        message: format!("{} does not open: {e}", info.name),
+        message: format!("{} does not open: {e}", adapter.get_info().name),
         command: None,
-    })?;
+    })
+}
+
+fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
+    let info = adapter.get_info();
+    let (device, queue) = request(adapter)?;
+    let features = device.features();
     let faults = Arc::new(Faults::default());
     // Without a handler of ours, wgpu panics.
     let sink = faults.clone();
@@ -160,7 +168,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         limits,
         features,
         subgroup_size,
-        matrices,
+        matrices: matrices(adapter),
         pairs,
         tuner,
     };
@@ -180,7 +188,10 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         split_product: crate::ops::matmul::split_for(info.class),
     };
     let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);
-    Ok(Gpu::new(info, caps, device, queue, faults, pool))
+    let ahead = Ahead::new(adapter, info.class);
+    let mut gpu = Gpu::new(info, caps, device, queue, faults, pool);
+    gpu.pipelines.ahead = ahead;
+    Ok(gpu)
 }
 
 /// A wgpu error in our words.

@@ -1,5 +1,6 @@
 //! The GPU backend: wgpu.
 
+mod ahead;
 mod check;
 mod codegen;
 mod device;

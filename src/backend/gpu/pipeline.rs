@@ -12,6 +12,7 @@ use crate::backend::{Code, Fault, report};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Binding, Body, Command, Kernel, Recording, Slot};
 
+use super::ahead::{Ahead, Job};
 use super::codegen::{self, Call};
 use super::device::scoped;
 use super::{AdapterInfo, disk};
@@ -68,6 +69,23 @@ pub struct LayoutKey {
     pub status: bool,
 }
 
+impl LayoutKey {
+    /// What is bound, and where: first the uniforms, then the buffers, then the status words.
+    pub fn bindings(&self) -> impl Iterator<Item = (u32, wgpu::BufferBindingType)> {
+        use wgpu::BufferBindingType::{Storage, Uniform};
+        let uniforms = [(self.params, 0), (self.scalars, 1)];
+        let uniforms = uniforms.into_iter().filter(|u| u.0).map(|(_, binding)| (binding, Uniform));
+        let written = self.written.iter().copied().chain(self.status.then_some(true));
+        let buffers = (2..).zip(written.map(|written| Storage { read_only: !written }));
+        uniforms.chain(buffers)
+    }
+
+    /// How many of these have offsets that are set with each dispatch.
+    pub fn offsets(&self) -> usize {
+        usize::from(self.params) + usize::from(self.scalars) + usize::from(self.status)
+    }
+}
+
 pub struct Layout {
     pub id: usize,
     pub key: LayoutKey,
@@ -75,8 +93,39 @@ pub struct Layout {
     pipeline: wgpu::PipelineLayout,
 }
 
+impl Layout {
+    pub fn new(device: &wgpu::Device, key: &LayoutKey, id: usize) -> Result<Layout, Fault> {
+        let status = 2 + key.written.len() as u32;
+        let entry = |(binding, ty)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty,
+                has_dynamic_offset: binding < 2 || binding == status,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries: Vec<_> = key.bindings().map(entry).collect();
+        let (group, pipeline) = scoped(device, || {
+            let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            });
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                bind_group_layouts: &[Some(&group)],
+                ..Default::default()
+            });
+            (group, pipeline)
+        })?;
+        Ok(Layout { id, key: key.clone(), group, pipeline })
+    }
+}
+
 /// All pipelines of a device, by their code.
 pub struct Pipelines {
+    /// What compiles new ones beside the driver, where that helps.
+    pub ahead: Option<Ahead>,
     cache: Option<Cache>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     layouts: Mutex<HashMap<LayoutKey, Arc<Layout>>>,
@@ -89,7 +138,7 @@ struct Wanted {
 }
 
 /// The driver's own cache, kept on disk where the driver has one.
-struct Cache {
+pub struct Cache {
     raw: wgpu::PipelineCache,
     file: String,
     /// The size of what the file has.
@@ -123,8 +172,13 @@ impl Cache {
 
 impl Pipelines {
     pub fn new(device: &wgpu::Device, info: &AdapterInfo) -> Pipelines {
-        let (pipelines, layouts) = Default::default();
-        Pipelines { cache: Cache::open(device, info), pipelines, layouts }
+        let (ahead, pipelines, layouts) = Default::default();
+        Pipelines { ahead, cache: Cache::open(device, info), pipelines, layouts }
+    }
+
+    /// To be called when the queue is through, before a program hears of it.
+    pub fn finish(&self) {
+        self.ahead.iter().for_each(Ahead::finish);
     }
 
     pub fn compile(
@@ -193,13 +247,17 @@ impl Pipelines {
                 }
             }
         }
+        let label = |w: &Wanted| kernel(recording, w.command).map_or("", |k| &k.label);
+        if let Some(ahead) = &self.ahead {
+            let job =
+                |w: &&Wanted| Job { label: label(w).into(), call: w.call.clone(), layout: w.layout.clone() };
+            ahead.compile(missing.iter().map(job));
+        }
         let made: Vec<(String, Pipeline)> = missing
             .par_iter()
             .map(|w| {
-                let kernel = kernel(recording, w.command);
                 let layout = self.layout(device, &w.layout)?;
-                let label = kernel.map_or("", |k| &k.label);
-                let pipeline = build(device, self.cache.as_ref(), label, &w.call, layout);
+                let pipeline = build(device, self.cache.as_ref(), label(w), &w.call, layout);
                 Ok((key(&w.call), pipeline.map_err(|f| Fault { command: Some(w.command), ..f })?))
             })
             .collect::<Result<_, Fault>>()?;
@@ -261,39 +319,7 @@ impl Pipelines {
         if let Some(known) = layouts.get(key) {
             return Ok(known.clone());
         }
-        let mut entries = vec![];
-        let mut entry = |binding: usize, ty: wgpu::BufferBindingType, has_dynamic_offset: bool| {
-            entries.push(wgpu::BindGroupLayoutEntry {
-                binding: binding as u32,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
-                count: None,
-            });
-        };
-        if key.params {
-            entry(0, wgpu::BufferBindingType::Uniform, true);
-        }
-        if key.scalars {
-            entry(1, wgpu::BufferBindingType::Uniform, true);
-        }
-        for (i, written) in key.written.iter().enumerate() {
-            entry(2 + i, wgpu::BufferBindingType::Storage { read_only: !written }, false);
-        }
-        if key.status {
-            entry(2 + key.written.len(), wgpu::BufferBindingType::Storage { read_only: false }, true);
-        }
-        let (group, pipeline) = scoped(device, || {
-            let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: None,
-                entries: &entries,
-            });
-            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                bind_group_layouts: &[Some(&group)],
-                ..Default::default()
-            });
-            (group, pipeline)
-        })?;
-        let layout = Arc::new(Layout { id: layouts.len(), key: key.clone(), group, pipeline });
+        let layout = Arc::new(Layout::new(device, key, layouts.len())?);
         layouts.insert(key.clone(), layout.clone());
         Ok(layout)
     }
@@ -336,7 +362,7 @@ fn reserve(uniforms: &mut Vec<u8>, bytes: usize, align: usize) -> (u32, u32) {
     (at as u32, bytes as u32)
 }
 
-fn build(
+pub fn build(
     device: &wgpu::Device,
     cache: Option<&Cache>,
     label: &str,

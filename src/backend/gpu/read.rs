@@ -14,6 +14,7 @@ use crate::backend::{Buffer, Fault};
 use crate::error::ErrorKind;
 
 use super::Gpu;
+use super::ahead::Ahead;
 use super::device::{scoped, wait};
 use super::run::{Status, raw, storage};
 
@@ -118,6 +119,7 @@ impl Gpu {
     pub(super) fn read(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
         let Some(pending) = self.start_read(from, &range)? else { return Ok(vec![]) };
         wait(&self.device, Some(pending.submission.clone()))?;
+        self.pipelines.finish();
         let result = {
             // Another thread that waits for the device may be about to deliver the answer.
             let mut mapped = pending.mapped.0.lock();
@@ -151,6 +153,7 @@ impl Gpu {
                     status: self.status.clone(),
                     reader: self.reader.clone(),
                     faults: self.faults.clone(),
+                    ahead: self.pipelines.ahead.clone(),
                 })
             }
         }
@@ -164,6 +167,7 @@ impl Gpu {
             self.read(&none, 0..0)?;
         }
         wait(&self.device, None)?;
+        self.pipelines.finish();
         self.faults.take()
     }
 }
@@ -212,6 +216,7 @@ struct Read {
     status: Arc<Mutex<Status>>,
     reader: Arc<Mutex<Reader>>,
     faults: Arc<super::device::Faults>,
+    ahead: Option<Ahead>,
 }
 
 impl Future for Read {
@@ -229,6 +234,7 @@ impl Future for Read {
             mapped.result.take()
         };
         let Some(pending) = this.pending.take() else { return Poll::Pending };
+        this.ahead.iter().for_each(Ahead::finish);
         let data = finish(pending, result, &this.status, &this.reader);
         Poll::Ready(this.faults.take().and(data))
     }

@@ -28,7 +28,7 @@ pub const SOFTWARE_WORKGROUP: usize = 8;
 pub const MAX_WORKGROUPS: u32 = 65_535;
 
 /// One dispatch, ready to be compiled.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Call {
     pub wgsl: String,
     pub entry: Cow<'static, str>,

@@ -1,5 +1,6 @@
 //! Kernels built by hand, run on an adapter, against plain Rust loops.
 
+mod ahead;
 mod device;
 mod kernels;
 mod oracle;

@@ -1,0 +1,189 @@
+//! Compiling ahead of a software driver. Lavapipe compiles a kernel when it is first dispatched, one after another on
+//! its queue's thread, and keeps the code on disk. So the kernels of a new plan are dispatched on devices of their own
+//! as well, over no workgroups, the plan's last kernel first, until one comes up that is on disk already: the queue
+//! has got that far, or an earlier process did.
+
+use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::backend::{Fault, report};
+use crate::ops::dispatch::threads;
+
+use super::AdapterClass;
+use super::codegen::Call;
+use super::device::{request, scoped, wait};
+use super::pipeline::{Layout, LayoutKey, build};
+
+/// What takes less was found on disk: LLVM takes longer for the least of kernels.
+const FOUND: Duration = Duration::from_millis(3);
+/// Fewer kernels are compiled before a device is open.
+const FEW: usize = 4;
+/// At most so many threads, each with a device.
+const THREADS: usize = 3;
+/// Bytes of the buffers that stand in for a kernel's; nothing reads or writes them.
+const STAND_IN: u64 = 16 << 10;
+
+/// A kernel to be compiled.
+pub struct Job {
+    pub label: String,
+    pub call: Call,
+    pub layout: LayoutKey,
+}
+
+/// Of one adapter.
+#[derive(Clone)]
+pub struct Ahead {
+    adapter: wgpu::Adapter,
+    work: Arc<Work>,
+}
+
+#[derive(Default)]
+struct Work {
+    state: Mutex<State>,
+    gone: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The next to compile is the last. If it is on disk, so are those before it.
+    jobs: Vec<Job>,
+    /// Threads that will take more jobs, and those that are in the driver.
+    taking: usize,
+    inside: usize,
+}
+
+impl Ahead {
+    /// `None` where it is of no use: drivers of GPUs compile before they dispatch, and one that keeps nothing on disk
+    /// would compile all twice.
+    pub fn new(adapter: &wgpu::Adapter, class: AdapterClass) -> Option<Ahead> {
+        let vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
+        let keeps = std::env::var("MESA_SHADER_CACHE_DISABLE").map_or(true, |v| v == "0" || v == "false");
+        let useful = cfg!(unix) && class == AdapterClass::Software && vulkan && keeps && threads() > 1;
+        useful.then(|| Ahead { adapter: adapter.clone(), work: Arc::default() })
+    }
+
+    /// Compiles a plan's kernels, given in the order in which it runs them.
+    pub fn compile(&self, jobs: impl ExactSizeIterator<Item = Job>) {
+        if jobs.len() < FEW {
+            return;
+        }
+        let mut state = self.work.state.lock();
+        state.jobs.extend(jobs);
+        let wanted = (state.jobs.len() / 2).min(THREADS).min(threads() - 1);
+        while state.taking < wanted {
+            let (adapter, work) = (self.adapter.clone(), self.work.clone());
+            let builder = std::thread::Builder::new().name("wgrad compiling".into());
+            if builder.spawn(move || work.run(&adapter)).is_err() {
+                return;
+            }
+            state.taking += 1;
+            state.inside += 1;
+        }
+    }
+
+    /// Leaves what has not been begun, and waits for the rest. To be called when the queue is through, before a program
+    /// hears of it: it may exit then, and LLVM does not survive the end of its global objects.
+    pub fn finish(&self) {
+        let mut state = self.work.state.lock();
+        state.jobs.clear();
+        // Not for ever: a driver that hangs here must not keep the program.
+        let latest = Instant::now() + Duration::from_secs(5);
+        while state.inside > 0 && !self.work.gone.wait_until(&mut state, latest).timed_out() {}
+    }
+}
+
+/// wgpu panics where a device is lost.
+fn tried<R>(f: impl FnOnce() -> Result<R, Fault>) -> Option<R> {
+    catch_unwind(AssertUnwindSafe(f)).ok()?.ok()
+}
+
+impl Work {
+    /// What goes wrong here concerns nobody: the queue compiles what it does not find.
+    fn run(&self, adapter: &wgpu::Adapter) {
+        let bench = tried(|| Bench::new(adapter));
+        while let Some(job) = self.next() {
+            let Some(took) = bench.as_ref().and_then(|bench| tried(|| bench.compile(&job))) else { continue };
+            if report::level() >= 1 {
+                eprintln!("wgrad {}: {} compiled ahead in {took:?}", adapter.get_info().name, job.label);
+            }
+            if took < FOUND {
+                self.state.lock().jobs.clear();
+            }
+        }
+        drop(bench);
+        self.state.lock().inside -= 1;
+        self.gone.notify_all();
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state.lock();
+        let job = state.jobs.pop();
+        if job.is_none() {
+            state.taking -= 1;
+        }
+        job
+    }
+}
+
+/// A device, and what kernels are given to be dispatched.
+struct Bench {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    uniforms: wgpu::Buffer,
+    buffers: Vec<wgpu::Buffer>,
+}
+
+impl Bench {
+    fn new(adapter: &wgpu::Adapter) -> Result<Bench, Fault> {
+        let (device, queue) = request(adapter)?;
+        device.on_uncaptured_error(Arc::new(|_| ()));
+        let buffer = |usage| {
+            let descriptor =
+                wgpu::BufferDescriptor { label: None, size: STAND_IN, usage, mapped_at_creation: false };
+            device.create_buffer(&descriptor)
+        };
+        let uniforms = buffer(wgpu::BufferUsages::UNIFORM);
+        // One each: none may be read and written in one dispatch.
+        let most = device.limits().max_storage_buffers_per_shader_stage.min(65);
+        let buffers = (0..most).map(|_| buffer(wgpu::BufferUsages::STORAGE)).collect();
+        Ok(Bench { device, queue, uniforms, buffers })
+    }
+
+    /// Has the driver compile a kernel. Returns how long it took.
+    fn compile(&self, job: &Job) -> Result<Duration, Fault> {
+        let layout = Arc::new(Layout::new(&self.device, &job.layout, 0)?);
+        let pipeline = build(&self.device, None, &job.label, &job.call, layout)?;
+        let entries: Vec<wgpu::BindGroupEntry> = (job.layout.bindings())
+            .map(|(binding, kind)| {
+                let buffer = match kind {
+                    wgpu::BufferBindingType::Uniform => &self.uniforms,
+                    wgpu::BufferBindingType::Storage { .. } => &self.buffers[binding as usize - 2],
+                };
+                // With dynamic offsets some of it must lie behind what is bound.
+                let size = NonZeroU64::new(STAND_IN);
+                let piece = wgpu::BufferBinding { buffer, offset: 0, size };
+                wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(piece) }
+            })
+            .collect();
+        let commands = scoped(&self.device, || {
+            let layout = &pipeline.layout.group;
+            let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+            let group = self.device.create_bind_group(&descriptor);
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&pipeline.raw);
+            pass.set_bind_group(0, &group, &vec![0; job.layout.offsets()]);
+            pass.dispatch_workgroups(0, 1, 1);
+            drop(pass);
+            encoder.finish()
+        })?;
+        let begun = Instant::now();
+        scoped(&self.device, || self.queue.submit([commands]))?;
+        wait(&self.device, None)?;
+        Ok(begun.elapsed())
+    }
+}
