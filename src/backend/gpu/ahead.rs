@@ -85,8 +85,7 @@ impl Ahead {
         }
     }
 
-    /// Leaves what has not been begun, and waits for the rest. To be called when the queue is through, before a program
-    /// hears of it: it may exit then, and LLVM does not survive the end of its global objects.
+    /// Leaves what has not been begun, and waits for the rest.
     pub fn finish(&self) {
         let mut state = self.work.state.lock();
         state.jobs.clear();

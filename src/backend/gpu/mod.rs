@@ -5,6 +5,7 @@ mod check;
 mod codegen;
 mod device;
 mod disk;
+mod exit;
 pub mod lint;
 mod pipeline;
 mod pool;

@@ -176,11 +176,6 @@ impl Pipelines {
         Pipelines { ahead, cache: Cache::open(device, info), pipelines, layouts }
     }
 
-    /// To be called when the queue is through, before a program hears of it.
-    pub fn finish(&self) {
-        self.ahead.iter().for_each(Ahead::finish);
-    }
-
     pub fn compile(
         &self,
         device: &wgpu::Device,

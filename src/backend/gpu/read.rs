@@ -14,7 +14,6 @@ use crate::backend::{Buffer, Fault};
 use crate::error::ErrorKind;
 
 use super::Gpu;
-use super::ahead::Ahead;
 use super::device::{scoped, wait};
 use super::run::{Status, raw, storage};
 
@@ -119,7 +118,6 @@ impl Gpu {
     pub(super) fn read(&self, from: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Fault> {
         let Some(pending) = self.start_read(from, &range)? else { return Ok(vec![]) };
         wait(&self.device, Some(pending.submission.clone()))?;
-        self.pipelines.finish();
         let result = {
             // Another thread that waits for the device may be about to deliver the answer.
             let mut mapped = pending.mapped.0.lock();
@@ -153,7 +151,6 @@ impl Gpu {
                     status: self.status.clone(),
                     reader: self.reader.clone(),
                     faults: self.faults.clone(),
-                    ahead: self.pipelines.ahead.clone(),
                 })
             }
         }
@@ -167,7 +164,6 @@ impl Gpu {
             self.read(&none, 0..0)?;
         }
         wait(&self.device, None)?;
-        self.pipelines.finish();
         self.faults.take()
     }
 }
@@ -216,7 +212,6 @@ struct Read {
     status: Arc<Mutex<Status>>,
     reader: Arc<Mutex<Reader>>,
     faults: Arc<super::device::Faults>,
-    ahead: Option<Ahead>,
 }
 
 impl Future for Read {
@@ -234,7 +229,6 @@ impl Future for Read {
             mapped.result.take()
         };
         let Some(pending) = this.pending.take() else { return Poll::Pending };
-        this.ahead.iter().for_each(Ahead::finish);
         let data = finish(pending, result, &this.status, &this.reader);
         Poll::Ready(this.faults.take().and(data))
     }

@@ -14,11 +14,11 @@ use crate::error::ErrorKind;
 use crate::graph::dtype::Scalar;
 use crate::graph::kernel::Slot;
 
-use super::Gpu;
 use super::check::Words;
 use super::device::{scoped, wait};
 use super::pipeline::{Dispatch, Plan, Step};
 use super::pool::Storage;
+use super::{Gpu, exit};
 
 /// How many submissions may be under way. Beyond it the oldest is waited for, so that a loop that never reads
 /// does not pile up work without end.
@@ -86,6 +86,7 @@ impl Gpu {
         buffers: &[Buffer],
         scalars: &[Scalar],
     ) -> Result<Option<Verdict>, Fault> {
+        exit::note(self);
         let mut runner = self.runner.lock();
         let start = Instant::now();
         let timing = (runner.profiling || report::level() >= 2) && self.times_kernels();

@@ -1,6 +1,7 @@
 //! Kernels compiled ahead, and processes that exit meanwhile.
 
 use std::process::Command as Process;
+use std::time::Duration;
 
 use super::*;
 use crate::graph::dtype::DType::F32;
@@ -39,20 +40,23 @@ fn kernels_compiled_ahead_are_the_same() {
 }
 
 #[test]
-fn a_process_may_exit_once_it_has_read() {
-    if let Ok(salt) = std::env::var("WGRAD_TEST_EXIT") {
-        let gpu = gpu();
-        run(&gpu, &recording(salt.parse().unwrap()), &data(), &[]);
+fn a_process_exits_while_kernels_are_compiled() {
+    if let Ok(wait) = std::env::var("WGRAD_TEST_EXIT") {
+        let (gpu, recording) = (gpu(), recording(2));
+        let buffers: Vec<_> = data().iter().map(|d| gpu.upload(bytemuck::cast_slice(d)).unwrap()).collect();
+        let compiled = gpu.compile(&recording, false).unwrap_or_else(|f| panic!("{}", f.message));
+        gpu.run(&recording, &compiled, &buffers, &[]).unwrap_or_else(|f| panic!("{}", f.message));
+        std::thread::sleep(Duration::from_millis(wait.parse().unwrap()));
         std::process::exit(0);
     }
-    for salt in ["2", "3", "4"] {
-        let folder = std::env::temp_dir().join(format!("wgrad-exit-{}-{salt}", std::process::id()));
+    for wait in ["0", "20", "60"] {
+        let folder = std::env::temp_dir().join(format!("wgrad-exit-{}-{wait}", std::process::id()));
         let mut again = Process::new(std::env::current_exe().unwrap());
-        again.args(["--exact", "backend::gpu::tests::ahead::a_process_may_exit_once_it_has_read"]);
+        again.args(["--exact", "backend::gpu::tests::ahead::a_process_exits_while_kernels_are_compiled"]);
         // Nothing is on disk, so that there is something to compile.
-        again.env("WGRAD_TEST_EXIT", salt).env("MESA_SHADER_CACHE_DIR", &folder);
+        again.env("WGRAD_TEST_EXIT", wait).env("MESA_SHADER_CACHE_DIR", &folder);
         let out = again.output().unwrap();
         drop(std::fs::remove_dir_all(&folder));
-        assert!(out.status.success(), "{salt}: {out:?}");
+        assert!(out.status.success(), "after {wait} ms: {out:?}");
     }
 }
