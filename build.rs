@@ -191,8 +191,7 @@ mod table {
     ) -> Result<String, String> {
         let get = |name: &str| defines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let defines_ref: Vec<(&str, String)> = defines.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
-        let bare =
-            template::expand(text, library, &Fill { defines: &defines_ref, epilogue: "", status: "" })?;
+        let bare = template::expand(text, library, &Fill { defines: &defines_ref, ..Fill::default() })?;
         let next = template::declared(&bare).iter().map(|d| d.binding + 1).max().unwrap_or(2);
         let (mut epilogue, mut status) = (String::new(), String::new());
         let mut at = next;
@@ -221,7 +220,19 @@ mod table {
         if mentioned {
             status = template::status(at);
         }
-        let fill = Fill { defines: &defines_ref, epilogue: &epilogue, status: &status };
+        let mut prologue = String::new();
+        for input in ["a", "b"] {
+            let flag = format!("{}_PRE", input.to_uppercase());
+            if template::mentions(text, "prologue") && get(&flag).is_some_and(|v| v != "0") {
+                let ty = get("T").unwrap_or("f32");
+                let _ = writeln!(prologue, "fn {input}_one(at: u32) -> {ty} {{ return {ty}(at); }}");
+                let _ = writeln!(
+                    prologue,
+                    "fn {input}_four(at: u32) -> vec4<{ty}> {{ return vec4<{ty}>({input}_one(at)); }}"
+                );
+            }
+        }
+        let fill = Fill { defines: &defines_ref, prologue: &prologue, epilogue: &epilogue, status: &status };
         let wgsl = template::expand(text, library, &fill)?;
         let wgsl = match looks {
             true => template::looking(&wgsl, &if mentioned { String::new() } else { template::status(at) })?,

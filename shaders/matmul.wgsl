@@ -6,7 +6,7 @@
 //
 // A_AT, B_AT: bindings. A_VEC, B_VEC: read vec4s; A_BY_ROW: a's vec4s lie along its rows (the dimension m), not
 // along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
-// dimensions. HALF: a and b are of halves. VEC4: the output is
+// dimensions. HALF: a and b are of halves. A_PRE, B_PRE: computed, not read. VEC4: the output is
 // stored in vec4s; TURNED: these lie along m.
 //! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
 //! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
@@ -40,6 +40,14 @@
 //! variant cooperative matrices of 16, k and n contiguous: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=16 LANES_EACH=32 DOWN=2 ACROSS=4 MATRICES_M=4 MATRICES_N=2 DEPTH=16 A_EACH=2 B_EACH=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant cooperative matrices of 16, m and k contiguous: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=16 LANES_EACH=64 DOWN=2 ACROSS=2 MATRICES_M=2 MATRICES_N=2 DEPTH=32 A_EACH=2 B_EACH=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 TURNED=1
 //! variant cooperative matrices of 8, any strides: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=8 LANES_EACH=8 DOWN=2 ACROSS=2 MATRICES_M=2 MATRICES_N=2 DEPTH=16 A_EACH=4 B_EACH=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, k and n contiguous, computed: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 A_PRE=1 B_PRE=1
+//! variant lanes, pairs, any strides, computed: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 A_PRE=1
+//! variant lanes, m and k contiguous, computed: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 B_PRE=1
+//! variant tiles of 128, k and n contiguous, computed: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1 A_PRE=1 B_PRE=1
+//! variant slices of columns times vector, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 SLICES=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 A_PRE=1 B_PRE=1
+//! variant dot products, k contiguous, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0 A_PRE=1 B_PRE=1
+//! variant columns times vector, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 A_PRE=1
+//! variant any, f32, computed: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 A_PRE=1 B_PRE=1
 
 #import loops
 #if HALF
@@ -74,6 +82,9 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #for X x at in A a ${A_AT}, B b ${B_AT}
+#if ${X}_PRE
+// Computed by functions that take the place where each element would lie in memory.
+#else
 #if HALF
 #if ${X}_VEC
 @group(0) @binding(${at}) var<storage, read> ${x}: array<vec2<u32>>;
@@ -120,7 +131,9 @@ fn ${x}_one(at: u32) -> ${T} {
 }
 #endif
 #endif
+#endif
 #end
+#prologue
 #epilogue
 
 // The first element of a batch in a, b and the output.

@@ -82,6 +82,28 @@ fn structured_ops_take_their_epilogues_in() {
 }
 
 #[test]
+fn products_compute_their_operands() {
+    let _alone = alone();
+    let step = |d: &Device| {
+        let (x, t, v) = (ready(d, &[1024, 1024]), ready(d, &[1024]), ready(d, &[1024]));
+        let (_, plan) = debug::plan_of(|| (&x * 2.0 + &t).mv(&v)).unwrap();
+        assert_eq!(plan.kernels.len(), plan.dispatches(), "{plan}");
+        (plan.dispatches(), (&x * 2.0 + &t).mv(&v))
+    };
+    // The CPU's products read memory.
+    assert_eq!(step(&device()).0, 2);
+    for gpu in devices().iter().filter(|d| !d.is_cpu()) {
+        gpu.manual_seed(1);
+        cpu().manual_seed(1);
+        let ((dispatches, y), (_, expected)) = (step(gpu), step(&cpu()));
+        assert_eq!(dispatches, 1);
+        assert_close(&y, &expected.to_f64_vec().unwrap(), 1e-5, "computed where it is read");
+        let (_, found) = debug::diff(|| step(gpu).1.to_f64_vec().unwrap()).unwrap();
+        assert!(found.first().is_none(), "{found}");
+    }
+}
+
+#[test]
 fn only_what_is_needed_is_computed() {
     let d = device();
     let a = ready(&d, &[64]);

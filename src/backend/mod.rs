@@ -46,8 +46,30 @@ pub struct Caps {
     /// A reduction to `outputs` values of `reduced` each, of neighbours in memory or of `columns`, is cut in so many
     /// partial ones first (1: not cut).
     pub split_reduction: fn(outputs: usize, reduced: usize, columns: bool) -> usize,
+    /// Where structured ops may compute their inputs: what that costs. `None`: all inputs lie in memory.
+    pub prologues: Option<Prices>,
     /// The sums of a product of `[batches, m, k]` and `[batches, k, n]` are cut in so many partial ones first.
     pub split_product: fn([usize; 4]) -> usize,
+}
+
+/// What computing a value where it is read costs and saves, in additions for each of its elements. Fitted to machines; see
+/// `benches/NOTES.md`.
+#[derive(Clone, Copy, Debug)]
+pub struct Prices {
+    /// Rows and columns of a product's output that share what is read.
+    pub tile: usize,
+    /// Whether elements that cannot be read in fours cost four times as much.
+    pub fours: bool,
+    /// A value of fewer elements is not worth another kernel to compile.
+    pub least: usize,
+    /// Computing an element at all: to find it by its place.
+    pub each: usize,
+    /// Reading one more operand.
+    pub load: usize,
+    /// Writing the value and reading it back.
+    pub round_trip: usize,
+    /// A kernel of its own, for all elements together. (It counts for no more than two round trips.)
+    pub dispatch: usize,
 }
 
 /// How several values may lie in one buffer.

@@ -28,6 +28,9 @@ pub(super) fn listing(kernel: &Kernel) -> String {
         Body::Structured(s) => {
             let _ = writeln!(out, "\n{:?} to {:?} of {}", s.op.0, s.out_shape, s.out_dtype);
             for (i, (dtype, l)) in s.inputs.iter().enumerate() {
+                if let Some(pre) = s.prologue(i) {
+                    program(&mut out, &format!("input {i}, v{} of", pre.value), &pre.program);
+                }
                 let _ = writeln!(
                     out,
                     "  input {i}: {dtype} {:?}, strides {:?}, from {}",

@@ -82,12 +82,20 @@ pub(super) fn find_op(
             if found.is_some() {
                 return Ok(found);
             }
-            for alone in [true, false] {
-                if let Some(found) = search.program(&call.post, Some(&result), alone)?.1 {
+            if let Some(found) = search.program(&call.post, Some(&result), true)?.1 {
+                return Ok(Some(found));
+            }
+            for pre in &call.pre {
+                if let Some(found) = search.program(&pre.program, None, false)?.1 {
                     return Ok(Some(found));
                 }
             }
-            Ok(None)
+            if !call.pre.is_empty()
+                && let Some(found) = search.with_prologues(call)?
+            {
+                return Ok(Some(found));
+            }
+            Ok(search.program(&call.post, Some(&result), false)?.1)
         }
     }
 }
@@ -192,11 +200,39 @@ impl Search<'_> {
         )
     }
 
-    /// A structured op with a plain store behind it.
+    /// A structured op with a plain store behind it, its inputs in memory.
     fn structured(&self, call: &Structured) -> Result<(Vec<u8>, Option<OpDiff>), Fault> {
-        let n = call.inputs.len();
-        let (mut bindings, mut before) = (self.kernel.bindings[..n].to_vec(), self.before[..n].to_vec());
+        let (mut bindings, mut before) = (vec![], vec![]);
+        for (i, (dtype, _)) in call.inputs.iter().enumerate() {
+            bindings.push(Binding { dtype: *dtype, written: false });
+            match (call.binding(i), call.prologue(i)) {
+                (None, Some(pre)) => {
+                    let (mut values, found) = self.program(&pre.program, None, true)?;
+                    if found.is_some() {
+                        return Ok((vec![], found));
+                    }
+                    before.push(values.swap_remove(usize::from(pre.value)));
+                }
+                (binding, _) => before.push(self.before[binding.unwrap_or(i)].clone()),
+            }
+        }
+        self.bare(&Structured { pre: vec![], ..call.clone() }, bindings, before)
+    }
+
+    /// The same, its inputs computed where they are read.
+    fn with_prologues(&self, call: &Structured) -> Result<Option<OpDiff>, Fault> {
+        let mut bindings = self.kernel.bindings.clone();
         bindings.iter_mut().for_each(|b| b.written = false);
+        let found = self.bare(call, bindings, self.before.to_vec())?.1;
+        Ok(found.map(|found| OpDiff { alone: false, ..found }))
+    }
+
+    fn bare(
+        &self,
+        call: &Structured,
+        mut bindings: Vec<Binding>,
+        mut before: Vec<Vec<u8>>,
+    ) -> Result<(Vec<u8>, Option<OpDiff>), Fault> {
         let post = Program {
             shape: call.post.shape.clone(),
             insts: vec![Inst::Anchor(call.out_dtype)],

@@ -192,13 +192,15 @@ fn drop_unused(step: &mut Step) {
     each_access(&mut step.kernel.body, |a| a.binding = moved[usize::from(a.binding)]);
 }
 
-/// Every place where a kernel's programs touch a binding. (A structured op's own inputs are its first
+/// Every place where a kernel's programs touch a binding. (A structured op's inputs in memory are its first
 /// bindings and are not listed.)
 pub fn each_access(body: &mut Body, mut f: impl FnMut(&mut Access)) {
     let programs: Vec<&mut Program> = match body {
         Body::Map(programs) => programs.iter_mut().collect(),
         Body::Reduce(r) => vec![&mut r.pre, &mut r.post],
-        Body::Structured(s) => vec![&mut s.post],
+        Body::Structured(s) => {
+            s.pre.iter_mut().map(|pre| &mut pre.program).chain(std::iter::once(&mut s.post)).collect()
+        }
     };
     for program in programs {
         program.loads.iter_mut().for_each(&mut f);

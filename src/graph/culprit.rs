@@ -50,7 +50,7 @@ fn storing(kernel: &Kernel) -> Vec<(usize, &Program)> {
     match &kernel.body {
         Body::Map(programs) => programs.iter().enumerate().collect(),
         Body::Reduce(r) => vec![(1, &r.post)],
-        Body::Structured(s) => vec![(0, &s.post)],
+        Body::Structured(s) => vec![(s.pre.len(), &s.post)],
     }
 }
 
@@ -316,8 +316,24 @@ fn in_reduction(scene: &Scene<'_>, r: &Reduce, place: &Place) -> Result<Source, 
 }
 
 fn in_structured(scene: &Scene<'_>, s: &Structured, place: &Place) -> Result<Source, Fault> {
-    let inputs = all_inputs(scene);
-    let inputs = &inputs[..s.inputs.len().min(inputs.len())];
+    let computed = (s.pre.iter())
+        .map(|pre| {
+            let (dtype, count) = (pre.program.dtype(pre.value), pre.program.numel());
+            let inputs = all_inputs(scene);
+            let layout = Layout::contiguous(&pre.program.shape);
+            let to = Access { binding: inputs.len() as u16, dtype, layout };
+            let stores = vec![Store { value: pre.value, to }];
+            let program = Program { stores, ..pre.program.clone() };
+            Ok(run(scene, Body::Map(vec![program]), &inputs, &[(dtype, count)])?.swap_remove(0))
+        })
+        .collect::<Result<Vec<_>, Fault>>()?;
+    let bytes = |i: usize| match s.binding(i) {
+        Some(binding) => scene.before.get(binding),
+        None => s.pre.iter().position(|pre| pre.input == i).map(|at| &computed[at]),
+    };
+    let inputs: Vec<(DType, &[u8])> = (s.inputs.iter().enumerate())
+        .map(|(i, (dtype, _))| (*dtype, bytes(i).map_or(&[][..], |bytes| bytes)))
+        .collect();
     let layout = Layout::contiguous(&s.out_shape);
     let count = layout.numel();
     let to = Access { binding: inputs.len() as u16, dtype: s.out_dtype, layout };
@@ -327,8 +343,8 @@ fn in_structured(scene: &Scene<'_>, s: &Structured, place: &Place) -> Result<Sou
         stores: vec![Store { value: 0, to }],
         ..Program::default()
     };
-    let bare = Structured { post: plain, ..s.clone() };
-    let results = run(scene, Body::Structured(bare), inputs, &[(s.out_dtype, count)])?.swap_remove(0);
+    let bare = Structured { pre: vec![], post: plain, ..s.clone() };
+    let results = run(scene, Body::Structured(bare), &inputs, &[(s.out_dtype, count)])?.swap_remove(0);
     let size = s.out_dtype.size();
     let anchor = results.get(place.point * size..(place.point + 1) * size);
     let anchor = anchor.ok_or_else(|| Fault {
@@ -337,15 +353,23 @@ fn in_structured(scene: &Scene<'_>, s: &Structured, place: &Place) -> Result<Sou
         command: None,
     })?;
     let from = s.post.stores[place.store].value;
-    match trace(scene, &s.post, 0, place.point, from, Some(anchor), place)? {
+    match trace(scene, &s.post, s.pre.len(), place.point, from, Some(anchor), place)? {
         Way::Ends(source) => Ok(source),
         Way::Anchor => {
             let bad = |(i, (dtype, layout)): (usize, &(DType, Layout))| {
-                first_bad(layout, *dtype, inputs[i].1, place.nan).map(|_| i)
+                first_bad(layout, *dtype, inputs[i].1, place.nan).map(|point| (i, position(layout, point)))
             };
-            Ok(match s.inputs.iter().enumerate().find_map(bad) {
-                Some(i) => Source::Given { binding: Some(i), by: scene.origin.anchor },
-                None => Source::Made(scene.origin.anchor),
+            let Some((i, at)) = s.inputs.iter().enumerate().find_map(bad) else {
+                return Ok(Source::Made(scene.origin.anchor));
+            };
+            let Some(number) = s.pre.iter().position(|pre| pre.input == i) else {
+                return Ok(Source::Given { binding: s.binding(i), by: scene.origin.anchor });
+            };
+            let pre = &s.pre[number];
+            let way = trace(scene, &pre.program, number, at, pre.value, None, place)?.into_source();
+            Ok(match way {
+                Source::Given { binding, by: None } => Source::Given { binding, by: scene.origin.anchor },
+                way => way,
             })
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::dtype::DType;
-use super::kernel::{Binding, Body, Kernel, Reduce, Structured};
+use super::kernel::{Binding, Body, Kernel, Prologue, Reduce, Structured};
 use super::layout::{Dims, Layout, numel};
 use super::node::NodeOp;
 use super::program::{Access, CAST, Inst, Program, Reg, Store};
@@ -32,20 +32,33 @@ impl Scheduler<'_> {
                 Body::Reduce(Reduce { op: *op, dtype, pre, value, kept, post })
             }
             (NodeOp::Structured(op), inputs) => {
-                let mut reads = vec![];
+                let (mut reads, mut computed) = (vec![], vec![]);
                 for input in inputs {
                     if let Input::Value(value, layout) = input {
                         let dtype = self.dtype(*value);
-                        // One binding for each input, even where two are one buffer: kernels count them.
-                        e.shared.push_binding(*value, dtype, false);
+                        match *value {
+                            Value::Node(p) if self.is_map(p) && !self.stored[p] => {
+                                computed.push((reads.len(), p));
+                            }
+                            // One binding for each input, even where two are one buffer: kernels count them.
+                            value => drop(e.shared.push_binding(value, dtype, false)),
+                        }
                         reads.push((dtype, layout.clone()));
                     }
+                }
+                let mut pre = vec![];
+                for (input, p) in computed {
+                    let shape = &self.node(p).shape;
+                    e.begin(shape, None);
+                    let value = e.compute(p, &Layout::contiguous(shape));
+                    pre.push(Prologue { input, program: e.take(0).0, value });
                 }
                 e.shared.name(op.0.name());
                 e.outputs(roots, &group.shape, anchor);
                 Body::Structured(Structured {
                     op: op.clone(),
                     inputs: reads,
+                    pre,
                     out_shape: node.shape.clone(),
                     out_dtype: node.dtype.opmath(),
                     post: e.take(0).0,

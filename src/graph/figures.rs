@@ -70,9 +70,12 @@ impl Kernel {
                 figures.cost += r.pre.numel() as u64;
             }
             Body::Structured(s) => {
+                s.pre.iter().for_each(|pre| count(&pre.program));
                 count(&s.post);
-                for (binding, (_, layout)) in bindings.iter_mut().zip(&s.inputs) {
-                    binding.add_read(layout);
+                for (i, (_, layout)) in s.inputs.iter().enumerate() {
+                    if let Some(binding) = s.binding(i) {
+                        bindings[binding].add_read(layout);
+                    }
                 }
                 figures.structured = s.op.0.flops(s);
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::dtype::{DType, Scalar};
 use super::layout::{Dims, Layout};
 use super::program::{Program, Reg};
+use crate::backend::Prices;
 
 /// One unit of work: an optional anchor (a reduction or a structured op) with the elementwise code fused
 /// before and after it.
@@ -119,15 +120,46 @@ impl ReduceOp {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Structured {
     pub op: OpRef,
-    /// Bindings `0..inputs.len()`; each with the layout of the view that is read.
+    /// Each with the layout of the view that is read. Those that lie in memory have the first bindings, in their order;
+    /// the others are computed by `pre`, and their layouts are as if these values lay in memory one after another.
     pub inputs: Vec<(DType, Layout)>,
+    /// By input.
+    pub pre: Vec<Prologue>,
     pub out_shape: Dims,
     /// In which it computes: never [`DType::F16`].
     pub out_dtype: DType,
     /// Over the elements of the output (its shape may be collapsed); `Inst::Anchor` is the op's result. It
     /// always ends in at least one store. An op that takes no epilogue gets a post of one plain store to a
-    /// contiguous layout, at binding `inputs.len()`.
+    /// contiguous layout, at the binding behind its inputs'.
     pub post: Program,
+}
+
+/// An input of a structured op that is computed wherever the op reads it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Prologue {
+    pub input: usize,
+    /// Over the value as it would lie in memory. It has no stores.
+    pub program: Program,
+    /// The register of `program` that is the input's element.
+    pub value: Reg,
+}
+
+impl Structured {
+    /// What computes an input, if it is not in memory.
+    pub fn prologue(&self, input: usize) -> Option<&Prologue> {
+        self.pre.iter().find(|pre| pre.input == input)
+    }
+
+    /// The binding of an input that is in memory.
+    pub fn binding(&self, input: usize) -> Option<usize> {
+        let before = self.pre.iter().filter(|pre| pre.input < input).count();
+        if self.prologue(input).is_some() { None } else { Some(input - before) }
+    }
+
+    /// How many inputs are in memory.
+    pub fn bound_inputs(&self) -> usize {
+        self.inputs.len() - self.pre.len()
+    }
 }
 
 /// What a structured op must tell the executor. `Debug` and `key` describe it fully: two ops with equal keys
@@ -139,6 +171,11 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     /// Whether elementwise consumers may be computed where this op stores its result.
     fn fuses_epilogue(&self) -> bool {
         false
+    }
+    /// How often a kernel that computes an input where it reads it computes each of its elements, or what costs as much;
+    /// `None` where the input must lie in memory.
+    fn recomputes(&self, _inputs: &[&Layout], _input: usize, _prices: &Prices) -> Option<usize> {
+        None
     }
     /// Whether results come tile by tile, so that an epilogue meets its operands out of memory's order.
     fn stores_tiles(&self) -> bool {

@@ -69,7 +69,10 @@ impl Plan {
             let programs: Vec<&mut Program> = match &mut Arc::make_mut(kernel).body {
                 Body::Map(jobs) => jobs.iter_mut().collect(),
                 Body::Reduce(r) => vec![&mut r.pre, &mut r.post],
-                Body::Structured(call) => vec![&mut call.post],
+                Body::Structured(call) => {
+                    let pre = call.pre.iter_mut().map(|pre| &mut pre.program);
+                    pre.chain(std::iter::once(&mut call.post)).collect()
+                }
             };
             for (program, nodes) in programs.into_iter().zip(&origin.insts) {
                 for (reg, inst) in program.insts.iter().enumerate() {
@@ -285,23 +288,24 @@ impl<'g> Planner<'g> {
     fn merge(&self, step: &mut Step, input: Value, out: usize) -> bool {
         let Some(at) = step.values.iter().position(|&v| v == input) else { return true };
         let same_type = step.kernel.bindings[at].dtype == step.kernel.bindings[out].dtype;
-        let (jobs, before) = match &step.kernel.body {
-            Body::Map(jobs) => (&jobs[..], &[][..]),
-            // What is read on the way to a result belongs to others' results as well.
-            Body::Reduce(r) => (slice::from_ref(&r.post), &r.pre.loads[..]),
-            Body::Structured(s) if at < s.inputs.len() => return false,
-            Body::Structured(s) => (slice::from_ref(&s.post), &[][..]),
+        // What is read on the way to a result belongs to others' results as well.
+        let (jobs, before): (_, Vec<&Program>) = match &step.kernel.body {
+            Body::Map(jobs) => (&jobs[..], vec![]),
+            Body::Reduce(r) => (slice::from_ref(&r.post), vec![&r.pre]),
+            Body::Structured(s) if at < s.bound_inputs() => return false,
+            Body::Structured(s) => (slice::from_ref(&s.post), s.pre.iter().map(|pre| &pre.program).collect()),
         };
-        let safe = jobs.iter().all(|job| {
-            let stored: Vec<&Layout> = (job.stores.iter())
-                .filter(|s| usize::from(s.to.binding) == out)
-                .map(|s| &s.to.layout)
-                .collect();
-            job.loads
-                .iter()
-                .filter(|a| usize::from(a.binding) == at)
-                .all(|a| !stored.is_empty() && stored.iter().all(|&l| *l == a.layout))
-        }) && before.iter().all(|a| usize::from(a.binding) != at);
+        let safe =
+            jobs.iter().all(|job| {
+                let stored: Vec<&Layout> = (job.stores.iter())
+                    .filter(|s| usize::from(s.to.binding) == out)
+                    .map(|s| &s.to.layout)
+                    .collect();
+                job.loads
+                    .iter()
+                    .filter(|a| usize::from(a.binding) == at)
+                    .all(|a| !stored.is_empty() && stored.iter().all(|&l| *l == a.layout))
+            }) && before.iter().flat_map(|program| &program.loads).all(|a| usize::from(a.binding) != at);
         if !safe || !same_type {
             return false;
         }

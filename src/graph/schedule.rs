@@ -5,7 +5,8 @@
 //! 1. **Group.** Walking forward, an elementwise node joins the kernel of an operand that it reads element for
 //!    element, unless that would make two kernels wait for each other.
 //! 2. **Store.** Walking backward, a value is stored if someone outside will look at it, or if computing it in
-//!    each place that uses it costs more than a round trip through memory.
+//!    each place that uses it costs more than a round trip through memory. What is the operand of products alone is
+//!    computed where these read it, if that costs less in all of them together.
 //! 3. **Emit.** Every stored value is the root of an expression that ends at other stored values; the roots of
 //!    one group become one kernel.
 //! 4. **Merge.** Elementwise kernels that do not wait for each other go side by side into one dispatch.
@@ -17,7 +18,7 @@ use smallvec::SmallVec;
 
 use super::arrange;
 use super::dtype::DType;
-use super::kernel::Kernel;
+use super::kernel::{Body, Kernel};
 use super::layout::{Dims, Layout, numel};
 use super::node::NodeOp;
 use crate::backend::Caps;
@@ -94,11 +95,12 @@ pub struct Schedule {
     pub bytes: HashMap<Value, usize>,
 }
 
-/// In which of a kernel's two index spaces a value is used: before the anchor or after it.
+/// In which of a kernel's index spaces a value is used: before the anchor, after it, or where it reads an input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Space {
     Pre,
     Post,
+    Input(usize),
 }
 
 pub(super) struct Group {
@@ -119,6 +121,7 @@ pub(super) struct Scheduler<'g> {
     force: Vec<bool>,
     cost: Vec<u32>,
     loads: Vec<BTreeSet<Value>>,
+    readers: Vec<Option<Readers>>,
     pub(super) stored: Vec<bool>,
     /// Of a stored node: the kernel that computes it. Starts as the group; a group over the binding limit is cut.
     pub(super) part: Vec<usize>,
@@ -134,11 +137,12 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
         force: vec![false; n],
         cost: vec![0; n],
         loads: vec![BTreeSet::new(); n],
+        readers: readers(graph),
         stored: vec![false; n],
         part: vec![0; n],
     };
-    s.measure();
     s.form_groups();
+    s.measure();
     s.choose_stored();
     let mut steps = s.emit_all();
     // Only now: a kernel that was cut stores more.
@@ -164,6 +168,37 @@ pub(super) fn through(view: &Layout, n: usize, operand: &Layout) -> Option<Layou
     if is_identity(view, n) { operand.reshape(&view.shape) } else { view.compose(operand) }
 }
 
+/// The structured ops that read a value, and as which input.
+type Readers = SmallVec<[(usize, usize); 2]>;
+
+/// Of each node, if nothing else reads it.
+fn readers(graph: &Graph) -> Vec<Option<Readers>> {
+    let mut readers = vec![Some(SmallVec::new()); graph.nodes.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        for (at, input) in node.inputs.iter().enumerate() {
+            let Input::Value(Value::Node(p), _) = input else { continue };
+            match (&node.op, &mut readers[*p]) {
+                (NodeOp::Structured(_), Some(known)) => known.push((i, at)),
+                (_, known) => *known = None,
+            }
+        }
+    }
+    readers
+}
+
+/// Whether neighbours in the last dimension can be read in fours: side by side, or as one.
+fn in_fours(layout: &Layout) -> bool {
+    let four = |n: &usize| n.is_multiple_of(4);
+    match (layout.shape.last(), layout.strides.last()) {
+        (Some(1), _) | (_, Some(0)) | (None, _) => true,
+        (Some(size), Some(1)) => {
+            let outer = &layout.strides[..layout.rank() - 1];
+            four(size) && four(&layout.offset) && outer.iter().all(four)
+        }
+        _ => false,
+    }
+}
+
 impl<'g> Scheduler<'g> {
     pub(super) fn node(&self, i: usize) -> &'g GraphNode {
         &self.graph.nodes[i]
@@ -184,7 +219,7 @@ impl<'g> Scheduler<'g> {
                     let memory_only = if matches!(node.op, NodeOp::Write(_)) { 1 } else { node.inputs.len() };
                     for input in &node.inputs[..memory_only] {
                         if let Input::Value(Value::Node(p), _) = input {
-                            self.force[*p] = true;
+                            self.force[*p] |= !self.computed_where_read(*p);
                         }
                     }
                 }
@@ -220,6 +255,57 @@ impl<'g> Scheduler<'g> {
                 }
             }
         }
+    }
+
+    /// Whether a value that is known to be measured is computed wherever its readers, products, read it.
+    fn computed_where_read(&self, p: usize) -> bool {
+        let (node, n) = (self.node(p), numel(&self.node(p).shape));
+        let (Some(prices), Some(readers)) = (&self.caps.prologues, &self.readers[p]) else { return false };
+        // What ends another kernel costs next to nothing there.
+        let free = self.groups[self.group[p]].anchor.is_some();
+        let fits = self.is_map(p) && node.dtype == DType::F32 && n > 0 && n >= prices.least;
+        if !fits || node.keep || self.force[p] || free {
+            return false;
+        }
+        let mut operands = vec![];
+        if !self.operands(p, &Layout::contiguous(&node.shape), &mut operands) {
+            return false;
+        }
+        let loads: usize = operands.iter().map(|l| if prices.fours && !in_fours(l) { 4 } else { 1 }).sum();
+        let each = prices.each + self.cost[p] as usize + loads.saturating_sub(1) * prices.load;
+        let computed = readers.iter().map(|&(reader, input)| {
+            let NodeOp::Structured(op) = &self.node(reader).op else { return None };
+            let layouts: SmallVec<[&Layout; 3]> = (self.node(reader).inputs.iter())
+                .filter_map(|i| if let Input::Value(_, layout) = i { Some(layout) } else { None })
+                .collect();
+            let times = op.0.recomputes(&layouts, input, prices)?;
+            Some(times.saturating_mul(layouts[input].numel()))
+        });
+        let computed = computed.sum::<Option<usize>>();
+        let saved =
+            prices.round_trip + loads * prices.load + (prices.dispatch / n).min(2 * prices.round_trip);
+        computed.is_some_and(|computed| computed.saturating_mul(each) <= saved.saturating_mul(n))
+    }
+
+    /// Collects how the operands are read of which `p`, read through `view`, is computed. False if there is one that
+    /// cannot be read so.
+    fn operands(&self, p: usize, view: &Layout, out: &mut Vec<Layout>) -> bool {
+        let n = numel(&self.node(p).shape);
+        self.node(p).inputs.iter().all(|input| {
+            let Input::Value(value, layout) = input else { return true };
+            match (through(view, n, layout), *value) {
+                (None, _) => false,
+                (Some(layout), Value::Node(q)) if self.is_map(q) && !self.force[q] => {
+                    self.operands(q, &layout, out)
+                }
+                (Some(layout), _) => {
+                    if !out.contains(&layout) {
+                        out.push(layout);
+                    }
+                    true
+                }
+            }
+        })
     }
 
     fn form_groups(&mut self) {
@@ -326,9 +412,11 @@ impl<'g> Scheduler<'g> {
                     })
                     .collect();
                 let cheap = self.cost[i] <= CHEAP_COST && self.loads[i].len() <= CHEAP_LOADS;
+                // Only structured ops read it, and it was not forced.
+                let priced = self.readers[i].as_ref().is_some_and(|readers| !readers.is_empty());
                 let repeated = mine.len() > 1 || mine.iter().any(|(_, _, view)| view.numel() > n);
                 if let Some(views) = views
-                    && (cheap || !repeated)
+                    && (cheap || priced || !repeated)
                 {
                     for ((g, space, _), views) in mine.iter().zip(views) {
                         for (input, view) in node.inputs.iter().zip(views) {
@@ -345,13 +433,19 @@ impl<'g> Scheduler<'g> {
                 || self.force[i]
                 || self.is_map(i)
                 || matches!(node.op, NodeOp::Write(_) | NodeOp::Empty)
-                || mine.iter().any(|(user, space, _)| *user != g || *space == Space::Pre);
-            let space = if matches!(node.op, NodeOp::Reduce(_)) { Space::Pre } else { Space::Post };
-            for input in &node.inputs {
-                if let Input::Value(_, layout) = input {
-                    let over = if self.is_map(i) { layout.reshape(&self.groups[g].shape) } else { None };
-                    note(&mut uses, input, g, space, over.unwrap_or_else(|| layout.clone()));
-                }
+                || mine.iter().any(|(user, space, _)| *user != g || *space != Space::Post);
+            for (at, input) in node.inputs.iter().enumerate() {
+                let Input::Value(value, layout) = input else { continue };
+                let over = if self.is_map(i) { layout.reshape(&self.groups[g].shape) } else { None };
+                let (space, over) = match (&node.op, *value) {
+                    (NodeOp::Reduce(_), _) => (Space::Pre, over),
+                    // In the order of its memory, if it were stored.
+                    (NodeOp::Structured(_), Value::Node(p)) => {
+                        (Space::Input(at), Some(Layout::contiguous(&self.node(p).shape)))
+                    }
+                    _ => (Space::Post, over),
+                };
+                note(&mut uses, input, g, space, over.unwrap_or_else(|| layout.clone()));
             }
         }
     }
@@ -368,11 +462,25 @@ impl<'g> Scheduler<'g> {
                 continue;
             }
             let step = self.emit(part, &roots);
-            if step.kernel.bindings.len() <= self.caps.max_bindings || roots.len() == 1 {
+            let prologues = matches!(&step.kernel.body, Body::Structured(call) if !call.pre.is_empty());
+            if step.kernel.bindings.len() <= self.caps.max_bindings || roots.len() == 1 && !prologues {
                 steps.push(step);
                 continue;
             }
-            // Too many buffers for one kernel: cut it. What the second half needs of the first is loaded.
+            // Too many buffers for one kernel. What it computes where it is read is stored instead, one by one.
+            if let Body::Structured(call) = &step.kernel.body
+                && let Some(pre) = call.pre.iter().max_by_key(|pre| pre.program.loads.len())
+                && let Some(anchor) = step.origin.anchor
+                && let Input::Value(Value::Node(p), _) = self.node(anchor as usize).inputs[pre.input]
+            {
+                self.stored[p] = true;
+                self.part[p] = next_part;
+                work.push((part, roots));
+                work.push((next_part, vec![p]));
+                next_part += 1;
+                continue;
+            }
+            // Cut it. What the second half needs of the first is loaded.
             let anchor = self.groups[self.group[roots[0]]].anchor.filter(|_| part < self.groups.len());
             let (first, second) = match anchor {
                 Some(a) => {

@@ -4,6 +4,7 @@ mod gather;
 mod halves;
 mod matmul;
 mod norms;
+mod prologues;
 mod softmax;
 mod spatial;
 
@@ -83,6 +84,7 @@ pub(super) fn call(
     Structured {
         op: OpRef(Arc::new(op)),
         inputs: inputs.to_vec(),
+        pre: vec![],
         out_shape: Dims::from_slice(shape),
         out_dtype: dtype,
         post: Program {
@@ -96,11 +98,17 @@ pub(super) fn call(
 
 /// Runs one call. What its output buffer held before must not matter.
 pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> Result<Vec<u8>, Fault> {
-    let inputs = call.inputs.len();
-    let mut bindings: Vec<Binding> =
-        call.inputs.iter().map(|&(dtype, _)| Binding { dtype, written: false }).collect();
+    let inputs = call.bound_inputs();
+    let mut bindings: Vec<Binding> = (call.inputs.iter().enumerate())
+        .filter(|(i, _)| call.binding(*i).is_some())
+        .map(|(_, &(dtype, _))| Binding { dtype, written: false })
+        .collect();
     bindings.push(Binding { dtype: call.out_dtype, written: true });
-    bindings.extend(data[inputs..].iter().map(|_| Binding { dtype: F32, written: false }));
+    let loads: Vec<&Access> = call.pre.iter().flat_map(|pre| &pre.program.loads).collect();
+    bindings.extend((inputs + 1..=data.len()).map(|i| {
+        let load = loads.iter().find(|load| usize::from(load.binding) == i);
+        Binding { dtype: load.map_or(F32, |load| load.dtype), written: false }
+    }));
     let kernel = Kernel {
         body: Body::Structured(call.clone()),
         bindings,
@@ -129,7 +137,7 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
 /// The same with `+ c` fused behind it, `c` a tensor of one row.
 fn with_epilogue(mut call: Structured) -> (Structured, Vec<u8>) {
     let row = call.out_shape.last().copied().unwrap_or(1);
-    let inputs = call.inputs.len() as u16;
+    let inputs = call.bound_inputs() as u16;
     let layout = Layout::contiguous(&[row]).expand(&call.out_shape).expect("a row");
     let value = (call.post.insts.len() + 1) as u16;
     call.post.insts.extend([

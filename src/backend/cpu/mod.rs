@@ -39,9 +39,9 @@ use super::report::{self, Timing};
 use super::{Areas, Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::{DType, Scalar};
-use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
+use crate::graph::kernel::{Body, Command, Kernel, Prologue, Recording, Structured};
 use crate::graph::layout::{Layout, numel};
-use crate::graph::program::{Access, Inst, Reg, Store};
+use crate::graph::program::{Access, Inst, Program, Reg, Store};
 
 /// A device of its own memory pool.
 pub fn device() -> Arc<dyn Backend> {
@@ -56,6 +56,7 @@ const CAPS: Caps = Caps {
     areas: Areas { apart: false, align: 64, most: 1 << 40 },
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _, _| 1,
+    prologues: None,
     split_product: |_| 1,
 };
 
@@ -94,11 +95,12 @@ struct Prepared {
 }
 
 enum Task {
-    Map(Vec<Plan>, Vec<Stretch>),
+    Map(Elementwise),
     Reduce(Box<ReducePlan>),
-    /// What comes after an op, if anything does, and the binding and bytes where the op's result lies, if it is stored as
+    /// The inputs that are computed first, with their sizes in bytes, each into a binding behind the kernel's own. What comes after an op, if anything does, and the binding and bytes where the op's result lies, if it is stored as
     /// it is.
     Structured {
+        pre: Vec<(Elementwise, usize)>,
         post: Option<Box<Plan>>,
         stored: Option<(usize, Range<usize>)>,
     },
@@ -110,10 +112,46 @@ struct Stretch {
     range: Range<usize>,
 }
 
+/// Programs cut into pieces for threads.
+struct Elementwise {
+    plans: Vec<Plan>,
+    stretches: Vec<Stretch>,
+}
+
+impl Elementwise {
+    fn new(programs: &[Program]) -> Result<Elementwise, String> {
+        let mut plans = vec![];
+        for program in programs {
+            for part in plan::tile(program) {
+                plans.push(Plan::new(&part, 0, None)?);
+            }
+        }
+        let mut stretches = vec![];
+        for (job, plan) in plans.iter().enumerate() {
+            let chunk = stretch_of(plan);
+            for start in (0..plan.numel).step_by(chunk) {
+                stretches.push(Stretch { job, range: start..(start + chunk).min(plan.numel) });
+            }
+        }
+        Ok(Elementwise { plans, stretches })
+    }
+
+    fn price(&self) -> usize {
+        self.plans.iter().map(|plan| plan.numel * plan.cost).sum()
+    }
+
+    fn run(&self, operands: &Operands) {
+        tasks(self.stretches.len(), |i| {
+            let Stretch { job, range } = &self.stretches[i];
+            Eval::new(&self.plans[*job], operands).each(range.clone(), |_, _, _| {});
+        });
+    }
+}
+
 impl Prepared {
     /// Whether an op writes its result itself.
     fn plain(&self) -> bool {
-        matches!(self.work, Task::Structured { post: None, .. })
+        matches!(&self.work, Task::Structured { pre, post: None, .. } if pre.is_empty())
     }
 }
 
@@ -239,6 +277,22 @@ impl Cpu {
         inputs.iter().zip(&call.inputs).map(widen).collect()
     }
 
+    /// The inputs of a structured op that no kernel before it has made.
+    fn computed(
+        &self,
+        pre: &[(Elementwise, usize)],
+        operands: &Operands,
+    ) -> Result<SmallVec<[Block; 2]>, Fault> {
+        let compute = |(elementwise, bytes): &(Elementwise, usize)| {
+            let block = self.area(*bytes)?;
+            let mut buffers: SmallVec<[*mut u8; 8]> = SmallVec::from_slice(operands.buffers);
+            buffers.push(block.start());
+            elementwise.run(&Operands { buffers: &buffers, scalars: operands.scalars, seen: None });
+            Ok(block)
+        };
+        pre.iter().map(compute).collect()
+    }
+
     fn dispatch(
         &self,
         kernel: &Kernel,
@@ -269,17 +323,19 @@ impl Cpu {
         }
         let operands = Operands { buffers: &buffers, scalars, seen };
         match (&prepared.work, &kernel.body) {
-            (Task::Map(plans, stretches), _) => tasks(stretches.len(), |i| {
-                let Stretch { job, range } = &stretches[i];
-                Eval::new(&plans[*job], &operands).each(range.clone(), |_, _, _| {});
-            }),
+            (Task::Map(elementwise), _) => elementwise.run(&operands),
             (Task::Reduce(plan), _) => plan.run(&operands),
-            (Task::Structured { post, stored }, Body::Structured(call)) => {
+            (Task::Structured { pre, post, stored }, Body::Structured(call)) => {
+                let computed = self.computed(pre, &operands)?;
                 // SAFETY: no slot is bound twice and the plan has slots in use lie apart, so that `out` (a binding that
                 // is no input) is apart from them.
                 // A reused buffer may be longer than its value by part of an element.
                 let inputs: SmallVec<[&[u8]; 8]> = (call.inputs.iter().enumerate())
                     .map(|(i, (dtype, _))| {
+                        let Some(i) = call.binding(i) else {
+                            let at = call.pre.iter().position(|pre| pre.input == i).unwrap_or(0);
+                            return out_of(&computed[at], pre[at].1);
+                        };
                         let whole = lengths[i] / dtype.size() * dtype.size();
                         unsafe { std::slice::from_raw_parts(buffers[i].cast_const(), whole) }
                     })
@@ -291,7 +347,7 @@ impl Cpu {
                 let bytes = numel(&call.out_shape) * call.out_dtype.size();
                 let failed = |message| fault(ErrorKind::Index, format!("{} {message}", call.op.0.name()));
                 let piece = call.op.0.piece(call);
-                let apart = call.post.stores.iter().all(|s| usize::from(s.to.binding) >= call.inputs.len());
+                let apart = call.post.stores.iter().all(|s| usize::from(s.to.binding) >= call.bound_inputs());
                 if let (None, Some(post), true) = (stored, post, piece > 0 && apart) {
                     let size = call.out_dtype.size();
                     let chunk = (CACHED / size / piece).max(1) * piece;
@@ -360,23 +416,13 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
     let mut needs = vec![0; kernel.bindings.len()];
     let (work, price) = match &kernel.body {
         Body::Map(programs) => {
-            let mut plans = vec![];
             for program in programs {
                 plan::check(program, kernel, None)?;
-                for part in plan::tile(program) {
-                    plans.push(Plan::new(&part, 0, None)?);
-                }
             }
-            let mut stretches = vec![];
-            for (job, plan) in plans.iter().enumerate() {
-                plan.needs(&mut needs);
-                let chunk = stretch_of(plan);
-                for start in (0..plan.numel).step_by(chunk) {
-                    stretches.push(Stretch { job, range: start..(start + chunk).min(plan.numel) });
-                }
-            }
-            let price = plans.iter().map(|plan| plan.numel * plan.cost).sum();
-            (Task::Map(plans, stretches), price)
+            let elementwise = Elementwise::new(programs)?;
+            elementwise.plans.iter().for_each(|plan| plan.needs(&mut needs));
+            let price = elementwise.price();
+            (Task::Map(elementwise), price)
         }
         Body::Reduce(reduce) => {
             plan::check(&reduce.pre, kernel, None)?;
@@ -390,13 +436,18 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
             plan::check(&call.post, kernel, Some(call.out_dtype))?;
             let all = Plan::new(&call.post, call.post.shape.len(), None)?;
             all.needs(&mut needs);
-            if call.inputs.len() > needs.len() || all.numel != numel(&call.out_shape) {
+            if call.bound_inputs() > needs.len() || all.numel != numel(&call.out_shape) {
                 return Err("a structured op whose output or inputs do not fit its kernel".into());
             }
-            for ((dtype, layout), need) in call.inputs.iter().zip(&mut needs) {
-                *need = (*need).max(layout.end() * dtype.size());
+            for (i, (dtype, layout)) in call.inputs.iter().enumerate() {
+                if let Some(binding) = call.binding(i) {
+                    needs[binding] = needs[binding].max(layout.end() * dtype.size());
+                }
             }
-            let price = call.op.0.flops(call) as usize + all.numel * all.cost;
+            let pre = call.pre.iter().map(|pre| computed(pre, call, kernel, &mut needs));
+            let pre = pre.collect::<Result<Vec<_>, String>>()?;
+            let before: usize = pre.iter().map(|(elementwise, _)| elementwise.price()).sum();
+            let price = call.op.0.flops(call) as usize + all.numel * all.cost + before;
             let (stored, post) = match stored_as_it_is(call) {
                 None => (None, Some(Box::new(all))),
                 Some(at) => {
@@ -408,10 +459,35 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
                     (Some(place), post.transpose()?.map(Box::new))
                 }
             };
-            (Task::Structured { post, stored }, price)
+            (Task::Structured { pre, post, stored }, price)
         }
     };
     Ok(Prepared { work, needs, scalars: kernel.scalars.len(), price })
+}
+
+/// What computes an input into a binding behind the kernel's own, and how many bytes that takes.
+fn computed(
+    pre: &Prologue,
+    call: &Structured,
+    kernel: &Kernel,
+    needs: &mut Vec<usize>,
+) -> Result<(Elementwise, usize), String> {
+    plan::check(&pre.program, kernel, None)?;
+    let mut program = pre.program.clone();
+    let fits = |(dtype, layout): &(DType, Layout)| {
+        let known = usize::from(pre.value) < program.insts.len() && program.stores.is_empty();
+        known && program.dtype(pre.value) == *dtype && layout.end() <= program.numel()
+    };
+    let dtype = call.inputs.get(pre.input).filter(|input| fits(input)).map(|(dtype, _)| *dtype);
+    let dtype = dtype.ok_or("an input that is not what its program computes")?;
+    let layout = Layout::contiguous(&program.shape);
+    program.stores =
+        vec![Store { value: pre.value, to: Access { binding: needs.len() as u16, dtype, layout } }];
+    let elementwise = Elementwise::new(std::slice::from_ref(&program))?;
+    needs.push(0);
+    elementwise.plans.iter().for_each(|plan| plan.needs(needs));
+    needs.pop();
+    Ok((elementwise, program.numel() * dtype.size()))
 }
 
 /// The store that keeps an op's own result, in order, in a place that nothing after it reads or writes.
@@ -422,7 +498,7 @@ fn stored_as_it_is(call: &Structured) -> Option<usize> {
     post.stores.iter().position(|Store { value, to }| {
         let uses = |a: &Access| a.binding == to.binding;
         let alone = !post.loads.iter().any(uses) && post.stores.iter().filter(|s| uses(&s.to)).count() == 1;
-        let apart = usize::from(to.binding) >= call.inputs.len();
+        let apart = usize::from(to.binding) >= call.bound_inputs();
         anchor(*value) && to.dtype == call.out_dtype && to.layout.is_contiguous() && alone && apart
     })
 }

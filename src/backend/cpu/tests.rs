@@ -305,6 +305,7 @@ fn structured_ops_with_and_without_an_epilogue() {
         Body::Structured(Structured {
             op: OpRef(Arc::new(Twice)),
             inputs: vec![(F32, input.clone())],
+            pre: vec![],
             out_shape: shape.clone(),
             out_dtype: F32,
             post: Program {

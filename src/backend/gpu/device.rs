@@ -185,6 +185,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
             most: (limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize).min(1 << 30),
         },
         split_reduction: codegen::split_for(info.class),
+        prologues: Some(codegen::prices(info.class)),
         split_product: crate::ops::matmul::split_for(info.class),
     };
     let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);

@@ -1,8 +1,8 @@
 //! The preprocessor of `shaders/*.wgsl`. `build.rs` uses this file to validate every variant, the backend to
 //! expand the one it runs, so it knows nothing but text.
 //!
-//! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#epilogue`, `#status`,
-//! and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `#for P Q in a b, c d` repeats
+//! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#prologue`, `#epilogue`,
+//! `#status`, and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `#for P Q in a b, c d` repeats
 //! them for words: first with `${P}` for a and `${Q}` for b. `${NAME}` in any other line, or behind `#if`, is replaced
 //! by a define; `#if` takes numbers, too. `#include part` has become the text of `shaders/NAME/part.wgsl` before, by
 //! `build.rs`. Shared functions are written once in terms of `F`, `I`,
@@ -13,8 +13,11 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 /// What fills a template.
+#[derive(Default)]
 pub struct Fill<'a> {
     pub defines: &'a [(&'a str, String)],
+    /// Replaces `#prologue`.
+    pub prologue: &'a str,
     /// Replaces `#epilogue`.
     pub epilogue: &'a str,
     /// Replaces `#status`.
@@ -27,8 +30,9 @@ pub fn expand(text: &str, library: &Library, fill: &Fill) -> Result<String, Stri
         Expander { library, fill, out: String::with_capacity(text.len() * 2), imports: vec![] };
     let lines: Vec<(usize, &str)> = text.lines().enumerate().collect();
     expander.block(&lines, &mut vec![])?;
-    // The epilogue is generated, and may call what the template does not import.
-    let shared = library.link(&[(&expander.out, Some(&expander.imports)), (fill.epilogue, None)]);
+    // What is generated may call what the template does not import.
+    let texts = [(&*expander.out, Some(&*expander.imports)), (fill.prologue, None), (fill.epilogue, None)];
+    let shared = library.link(&texts);
     Ok(expander.out + &shared)
 }
 
@@ -106,6 +110,7 @@ impl Expander<'_> {
                 _ if !active => {}
                 "import" if self.library.has_file(rest) => self.imports.push(rest.to_string()),
                 "import" => return Err(fault("no such file in shaders/shared".into())),
+                "prologue" => self.out.push_str(self.fill.prologue),
                 "epilogue" => self.out.push_str(self.fill.epilogue),
                 "status" => self.out.push_str(self.fill.status),
                 _ => return Err(fault("unknown directive".into())),

@@ -53,7 +53,7 @@ pub fn check_kernel(
         "@group(0) @binding({binding}) var<storage, read_write> kernel_result: array<{stored}>;\n\
          fn store(i: u32, v: {out}) {{ kernel_result[i] = {stored}(v); }}\n"
     );
-    let fill = Fill { defines, epilogue: &epilogue, status: "" };
+    let fill = Fill { defines, epilogue: &epilogue, ..Fill::default() };
     let wgsl = template::expand(template, kernels::library()?, &fill)?;
     let module = lint::check(&format!("{name}.wgsl"), &wgsl, Extras::default())?;
     match &module.entry_points[..] {

@@ -1,5 +1,6 @@
 //! Matrix products.
 
+use crate::backend::Prices;
 use crate::backend::cpu::gemm;
 use crate::backend::cpu::number::Num;
 #[cfg(feature = "gpu")]
@@ -47,6 +48,19 @@ impl StructuredOp for Matmul {
         true
     }
 
+    fn recomputes(&self, inputs: &[&Layout], input: usize, prices: &Prices) -> Option<usize> {
+        let p = Problem::of([inputs[0], inputs[1]]);
+        let (own, other) = if input == 0 { (p.m, p.n) } else { (p.n, p.m) };
+        // What cannot be read in fours is better read from memory, where words may be taken from anywhere.
+        let in_fours = match input {
+            0 => p.a.aligned(p.k, p.a.columns, p.a.rows) || p.a.aligned(p.m, p.a.rows, p.a.columns),
+            _ => p.b.aligned(p.k, p.b.rows, p.b.columns) || p.b.aligned(p.n, p.b.columns, p.b.rows),
+        };
+        // Each element of a matrix times a vector has an invocation of its own, which reads all of the vector.
+        let tile = if own == 1 { 1 } else { prices.tile };
+        (in_fours || !prices.fours).then(|| other.div_ceil(tile))
+    }
+
     fn flops(&self, call: &Structured) -> u64 {
         Problem::new(call).flops()
     }
@@ -89,7 +103,7 @@ pub(in crate::ops) struct Problem {
     /// Whether `b` is the first input, as this is the transposed product.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
     exchanged: bool,
-    /// Whether the epilogue reads an operand too, which must then be declared as it expects.
+    /// Whether the epilogue or a prologue reads an operand too, which must then be declared as it expects.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
     shared: bool,
     /// Whether the operands are of halves.
@@ -100,6 +114,9 @@ pub(in crate::ops) struct Problem {
 
 #[derive(Clone, Debug)]
 struct Operand {
+    /// Among the kernel's; `None` where it is computed as it is read.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
+    binding: Option<usize>,
     offset: usize,
     rows: usize,
     columns: usize,
@@ -107,11 +124,12 @@ struct Operand {
 }
 
 impl Operand {
-    fn new(layout: &Layout) -> Operand {
+    fn new(layout: &Layout, binding: Option<usize>) -> Operand {
         let batch = layout.rank() - 2;
         // The stride of a dimension of size 1 is never used; 0 is aligned to everything.
         let stride = |d: usize| if layout.shape[d] == 1 { 0 } else { layout.strides[d] };
         Operand {
+            binding,
             offset: layout.offset,
             rows: stride(batch),
             columns: stride(batch + 1),
@@ -124,7 +142,6 @@ impl Operand {
         Operand { rows: self.columns, columns: self.rows, ..self }
     }
 
-    #[cfg(feature = "gpu")]
     /// Whether four elements at a time may be read along a dimension of this size and stride, whatever the
     /// place along the `other` dimension.
     fn aligned(&self, size: usize, stride: usize, other: usize) -> bool {
@@ -136,16 +153,28 @@ impl Operand {
 impl Problem {
     pub(in crate::ops) fn new(call: &Structured) -> Problem {
         let [(dtype, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
+        let programs = call.pre.iter().map(|pre| &pre.program).chain([&call.post]);
+        let mut problem = Problem::of([a, b]);
+        problem.a.binding = call.binding(0);
+        problem.b.binding = call.binding(1);
+        problem.halves = *dtype == DType::F16;
+        problem.shared =
+            programs.flat_map(|p| &p.loads).any(|l| usize::from(l.binding) < call.bound_inputs());
+        problem
+    }
+
+    /// The product of what lies in memory so.
+    fn of([a, b]: [&Layout; 2]) -> Problem {
         let rank = a.rank();
         let mut problem = Problem {
             m: a.shape[rank - 2],
             n: b.shape[rank - 1],
             k: a.shape[rank - 1],
-            a: Operand::new(a),
-            b: Operand::new(b),
+            a: Operand::new(a, Some(0)),
+            b: Operand::new(b, Some(1)),
             exchanged: false,
-            halves: *dtype == DType::F16,
-            shared: call.post.loads.iter().any(|l| l.binding < 2),
+            halves: false,
+            shared: false,
             batch: Dims::new(),
         };
         problem.batch = collapse(&a.shape[..rank - 2], &mut [&mut problem.a.batch, &mut problem.b.batch]);

@@ -1,5 +1,7 @@
 //! The ways in which a GPU computes a product, and which is taken when.
 
+use std::fmt::Write;
+
 use crate::backend::gpu::tune::{Quick, Ways};
 use crate::backend::gpu::{AdapterClass, AdapterInfo, ShaderCall, kernels::matmul as shader};
 use crate::graph::dtype::DType;
@@ -246,7 +248,10 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let operands = (call.post.loads.len() + call.post.stores.len()).min(4);
     let [a, b] = [&problem.a, &problem.b].map(order);
     let halves = if problem.halves { " halves" } else { "" };
-    let key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}");
+    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}");
+    for pre in &call.pre {
+        let _ = write!(key, " {}:{}", pre.input, pre.program.insts.len());
+    }
     Some(Ways { key, ways: ways.collect(), quick, timed })
 }
 
@@ -312,6 +317,9 @@ impl Variant {
             (_, Some([rows, columns])) => problem.turned_for(rows, columns),
             _ => problem,
         };
+        // The number of the input, from 1.
+        let computed =
+            |o: &super::Operand, second: bool| if o.binding.is_none() { 1 + usize::from(second) } else { 0 };
         let any = self.kernel == Kernel::Any;
         let dot = matches!(self.kernel, Kernel::Dot(_) | Kernel::SubgroupDot(_));
         let cooperative = matches!(self.kernel, Kernel::Cooperative { .. });
@@ -323,8 +331,10 @@ impl Variant {
         let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
         // In words of 64 bits fours may be read from anywhere in a contiguous dimension.
         let loose = matches!(self.kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared && !p.halves;
-        let a_loose = loose && !a_along_k && !a_along_m && (p.a.columns == 1 || p.a.rows == 1);
-        let b_loose = loose && !along_k && !along_n && (p.b.rows == 1 || p.b.columns == 1);
+        let a_loose =
+            loose && p.a.binding.is_some() && !a_along_k && !a_along_m && (p.a.columns == 1 || p.a.rows == 1);
+        let b_loose =
+            loose && p.b.binding.is_some() && !along_k && !along_n && (p.b.rows == 1 || p.b.columns == 1);
         let a_by_row = a_along_m || a_loose && p.a.columns != 1;
         let along_k = along_k || b_loose && p.b.columns != 1;
         let a_vec = !any && (a_along_k || a_by_row || a_loose);
@@ -342,8 +352,10 @@ impl Variant {
         let defines = Defines::default()
             .value("T", if cooperative { "f16" } else { wgsl_type(dtype) })
             .flag("HALF", p.halves && !cooperative)
-            .value("A_AT", if p.exchanged { 3 } else { 2 })
-            .value("B_AT", if p.exchanged { 2 } else { 3 })
+            .value("A_AT", p.a.binding.map_or(0, |binding| 2 + binding))
+            .value("B_AT", p.b.binding.map_or(0, |binding| 2 + binding))
+            .value("A_PRE", computed(&p.a, p.exchanged))
+            .value("B_PRE", computed(&p.b, !p.exchanged))
             .flag("A_VEC", a_vec)
             .flag("A_BY_ROW", a_by_row)
             .flag("B_VEC", b_vec)

@@ -4,19 +4,21 @@ mod apart;
 mod emit;
 mod map;
 mod reduce;
+mod structured;
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use crate::backend::Fault;
+use crate::backend::{Fault, Prices};
 use crate::error::ErrorKind;
 use crate::graph::dtype::DType;
-use crate::graph::kernel::{Body, Kernel, Structured};
+use crate::graph::kernel::{Body, Kernel};
 use crate::graph::program::{Inst, Program};
 
-use super::template::{self, Fill, Library};
-use super::{AdapterClass, AdapterInfo, ShaderCall, kernels};
-use emit::{Buffer, Group, Numbers, Printer, Space, four, register_type, stores_by_four};
+use super::template::{self, Library};
+use super::{AdapterClass, AdapterInfo, kernels};
+use emit::{Buffer, Printer};
+use structured::structured;
 
 pub use reduce::split;
 
@@ -67,8 +69,13 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo, looks: bool) -> Result<Vec<
         Body::Reduce(r) => size(&r.pre),
         Body::Structured(s) => s.out_shape.iter().product(),
     };
-    if largest >= u32::MAX as usize - MAX_WORKGROUPS as usize {
-        let message = format!("a kernel over {largest} elements; kernels count elements in 32 bits");
+    let computed = match &kernel.body {
+        Body::Structured(s) => s.pre.iter().map(|pre| size(&pre.program)).max().unwrap_or(0),
+        _ => 0,
+    };
+    if largest.max(computed) >= u32::MAX as usize - MAX_WORKGROUPS as usize {
+        let message =
+            format!("a kernel over {} elements; kernels count elements in 32 bits", largest.max(computed));
         return Err(fault(ErrorKind::Limit, message));
     }
     let room = kernel.bindings.len() < info.limits.max_storage_buffers_per_shader_stage as usize;
@@ -108,7 +115,10 @@ fn flops(kernel: &Kernel) -> u64 {
     match &kernel.body {
         Body::Map(jobs) => jobs.iter().map(|j| j.numel() as u64 * operations(&j.insts)).sum(),
         Body::Reduce(r) => reduce::flops(r),
-        Body::Structured(s) => s.op.0.flops(s) + s.post.numel() as u64 * operations(&s.post.insts),
+        Body::Structured(s) => {
+            let programs = s.pre.iter().map(|pre| &pre.program).chain([&s.post]);
+            s.op.0.flops(s) + programs.map(|p| p.numel() as u64 * operations(&p.insts)).sum::<u64>()
+        }
     }
 }
 
@@ -164,131 +174,6 @@ fn declare(i: usize, buffer: &Buffer, dtype: DType, written: bool, out: &mut Str
     let _ = writeln!(out, "@group(0) @binding({at}) var<storage, {access}> {}: array<{ty}>;", buffer.name);
 }
 
-/// A hand-written template with its epilogue.
-fn structured(
-    kernel: &Kernel,
-    s: &Structured,
-    call: &ShaderCall,
-    info: &AdapterInfo,
-    looks: bool,
-) -> Result<Call, Fault> {
-    let wrong = |what: String| fault(ErrorKind::Backend, format!("shader {}: {what}", call.shader));
-    if call.workgroups.iter().any(|&n| n > MAX_WORKGROUPS) {
-        let message = format!(
-            "shader {} wants {:?} workgroups; the limit is {MAX_WORKGROUPS} in each dimension",
-            call.shader, call.workgroups
-        );
-        return Err(fault(ErrorKind::Limit, message));
-    }
-    let library = library()?;
-    let text = kernels::template(call.shader).ok_or_else(|| wrong("there is no such template".into()))?;
-    let bare = template::expand(text, library, &Fill { defines: &call.defines, epilogue: "", status: "" });
-    let bare = bare.map_err(wrong)?;
-    let declared = template::declared(&bare);
-
-    let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
-    let singles = !wide || bare.contains("store(");
-    let epilogue = match template::mentions(text, "epilogue") {
-        true => epilogue(kernel, s, &declared, Stores { wide, singles, looks }, info, library)?,
-        false => String::new(),
-    };
-    let status = template::mentions(text, "status");
-    let words = template::status(2 + kernel.bindings.len());
-    let fill = Fill { defines: &call.defines, epilogue: &epilogue, status: &words };
-    let mut wgsl = template::expand(text, library, &fill).map_err(wrong)?;
-    if looks {
-        wgsl = template::looking(&wgsl, if status { "" } else { &words }).map_err(wrong)?;
-    }
-    Ok(Call {
-        wgsl: template::enabling(wgsl),
-        entry: call.entry.into(),
-        params: call.params.clone(),
-        workgroups: call.workgroups,
-        status: status || looks,
-        flops: 0,
-    })
-}
-
-/// How a template stores its results.
-struct Stores {
-    /// In fours, by `store4`.
-    wide: bool,
-    /// One by one, by `store`.
-    singles: bool,
-    /// And looks at them.
-    looks: bool,
-}
-
-/// `store` and, for templates that work in fours, `store4`.
-fn epilogue(
-    kernel: &Kernel,
-    s: &Structured,
-    declared: &[template::Declared],
-    Stores { wide, singles, looks }: Stores,
-    info: &AdapterInfo,
-    library: &Library,
-) -> Result<String, Fault> {
-    let post = &s.post;
-    let by_four = wide && stores_by_four(post);
-    let singles = singles || !by_four;
-    let written = |i: usize| post.stores.iter().any(|s| usize::from(s.to.binding) == i);
-    let mut text = String::new();
-    declare_scalars(kernel, &mut text);
-    let mut buffers = vec![];
-    for (i, binding) in kernel.bindings.iter().enumerate() {
-        // What the template declares is used as it is.
-        if let Some(d) = declared.iter().find(|d| d.binding == i + 2) {
-            if binding.written != d.written && written(i) {
-                let message =
-                    format!("{}: an epilogue may not store to an input of its template", s.op.0.name());
-                return Err(fault(ErrorKind::Backend, message));
-            }
-            buffers.push(Buffer { name: d.name.clone(), wide: d.wide, pairs: d.pairs });
-            continue;
-        }
-        let accesses = || post.loads.iter().chain(post.stores.iter().map(|s| &s.to));
-        let last = post.shape.len().saturating_sub(1);
-        let together = accesses()
-            .any(|a| usize::from(a.binding) == i && by_four && four(&a.layout, last) == emit::Four::Together);
-        let mut buffer = Buffer { name: format!("b{i}"), wide: together, pairs: info.pairs };
-        if singles && written(i) {
-            buffer.store_singles(binding.dtype);
-        }
-        declare(i, &buffer, binding.dtype, binding.written, &mut text);
-        buffers.push(buffer);
-    }
-    let mut p = Printer::new(library, buffers);
-    p.numbers = Numbers { baked: true, ..Numbers::default() };
-    p.looks = looks;
-    let mut print = |head: &str, index: &str, vector: Option<usize>| {
-        p.open(head);
-        p.line("let anchor = v;");
-        let groups = vec![Group { dims: 0..post.shape.len(), index: index.into() }];
-        let space = Space { shape: &post.shape, vector, groups, loops: Default::default() };
-        let registers = p.program(post, &space, "anchor");
-        p.stores(post, &space, &registers, None);
-        p.close();
-    };
-    let ty = register_type(s.out_dtype, false);
-    if singles {
-        print(&format!("fn store(i: u32, v: {ty}) {{"), "i", None);
-    }
-    if wide {
-        let ty = register_type(s.out_dtype, true);
-        match by_four {
-            true => print(&format!("fn store4(i4: u32, v: {ty}) {{"), "i4", Some(post.shape.len() - 1)),
-            false => {
-                p.open(&format!("fn store4(i4: u32, v: {ty}) {{"));
-                for lane in 0..4 {
-                    p.line(&format!("store(i4 * 4u + {lane}u, v[{lane}]);"));
-                }
-                p.close();
-            }
-        }
-    }
-    Ok(text + &p.out)
-}
-
 /// How a reduction is cut on an adapter of this class.
 pub fn split_for(class: AdapterClass) -> fn(usize, usize, bool) -> usize {
     match class {
@@ -301,5 +186,34 @@ pub fn split_for(class: AdapterClass) -> fn(usize, usize, bool) -> usize {
         AdapterClass::Discrete => {
             |outputs, reduced, columns| split(AdapterClass::Discrete, outputs, reduced, columns)
         }
+    }
+}
+
+/// What computing an operand of a product where it is read costs on an adapter of this class. Of a software adapter
+/// measured: it gains where each element is computed once, and enough then to make up for the compiling of one more large
+/// kernel if there are many. Of GPUs estimated, by the rates of arithmetic, caches, memory and launches.
+pub fn prices(class: AdapterClass) -> Prices {
+    match class {
+        AdapterClass::Software => {
+            Prices { tile: 32, fours: true, least: 1 << 20, each: 30, load: 11, round_trip: 40, dispatch: 0 }
+        }
+        AdapterClass::Integrated => Prices {
+            tile: 64,
+            fours: false,
+            least: 0,
+            each: 4,
+            load: 20,
+            round_trip: 130,
+            dispatch: 5_000_000,
+        },
+        AdapterClass::Discrete => Prices {
+            tile: 64,
+            fours: false,
+            least: 0,
+            each: 4,
+            load: 13,
+            round_trip: 80,
+            dispatch: 100_000_000,
+        },
     }
 }

@@ -239,7 +239,7 @@ fn templates_expand() {
     )];
     let library = template::Library::new(shared).unwrap();
     let expand = |text: &str, defines: &[(&str, String)]| {
-        template::expand(text, &library, &template::Fill { defines, epilogue: "", status: "" })
+        template::expand(text, &library, &template::Fill { defines, ..Default::default() })
     };
     let text = "#import a\n#if X\nlet y = four_times4(${N});\n#else\nlet y = twice(${N});\n#endif\n";
     let wide = expand(text, &[("X", "1".into()), ("N", "z".into())]).unwrap();

@@ -4,6 +4,7 @@ mod ahead;
 mod device;
 mod kernels;
 mod oracle;
+mod prologues;
 mod shared;
 mod structured;
 
