@@ -184,3 +184,26 @@ fn an_operand_computed_from_the_other() {
         }
     }
 }
+
+#[cfg(feature = "gpu")]
+#[test]
+fn tiles_of_every_size_compute_the_same_bits() {
+    use super::matmul::{forced, runs_on};
+    use crate::ops::matmul::variants::{Kernel, VARIANTS};
+    let device = gpu();
+    let [batch, m, n, k] = [2, 70, 136, 52];
+    let (a, b) = (matrix("rows", batch, m, k), matrix("columns", batch, k, n));
+    let mut first: [Option<Vec<u8>>; 2] = [None, None];
+    let tiles = |k: Kernel| k.tile().is_some() && !matches!(k, Kernel::Cooperative { .. });
+    for variant in VARIANTS.iter().filter(|v| tiles(v.kernel) && runs_on(v.kernel, &device)) {
+        let mut data = vec![f32::to_bytes(&memory(&a, 3)), f32::to_bytes(&memory(&b, 4))];
+        let mut call =
+            call(forced(variant.kernel), &[(F32, a.clone()), (F32, b.clone())], &[batch, m, n], F32);
+        for input in [1, 0] {
+            call = computed(call, &mut data, input, &noise(20, 9), false);
+        }
+        let got = run(&*device, &call, &data).unwrap();
+        let first = &mut first[usize::from(matches!(variant.kernel, Kernel::Lanes { .. }))];
+        assert!(*first.get_or_insert_with(|| got.clone()) == got, "{:?} differs", variant.kernel);
+    }
+}

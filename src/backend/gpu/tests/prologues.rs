@@ -89,6 +89,14 @@ fn operands_of_every_kind() {
                 t
             };
             agree(d, 2, &|d| vec![(whole(d).to(F32) * (1.0 / 255.0)).matmul(&w(d))]);
+            agree(d, 1, &|d| vec![x(d).to(F16).to(F32).matmul(&w(d))]);
+            agree(d, 2, &|d| {
+                let halves = x(d).to(F16);
+                halves.check().unwrap();
+                vec![(halves.to(F32) * 2).matmul(&w(d))]
+            });
+            // Products of halves read them from memory.
+            agree(d, 2, &|d| vec![(x(d).to(F16) * 2).matmul(&w(d).to(F16)).to(F32)]);
             agree(d, 1, &|d| vec![x(d).masked_fill(&x(d).gt(0.5), 0.0).matmul(&w(d))]);
             agree(d, 1, &|d| vec![x(d).dropout(0.5, true).matmul(&w(d))]);
             agree(d, 1, &|d| vec![crate::options().device(d).eye(36).matmul(&x(d))]);
