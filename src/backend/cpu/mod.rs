@@ -5,6 +5,7 @@
 //! in `gemm`.
 
 pub mod block;
+mod elementwise;
 mod eval;
 pub mod gemm;
 mod gemv;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use self::elementwise::{Elementwise, computed, stretch_of};
 use self::eval::{Eval, Operands, with_scratch};
 use self::memory::{Block, Pool};
 use self::parallel::{WORTH_A_THREAD, enter, share, tasks};
@@ -39,9 +41,9 @@ use super::report::{self, Timing};
 use super::{Areas, Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::{DType, Scalar};
-use crate::graph::kernel::{Body, Command, Kernel, Prologue, Recording, Structured};
+use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
 use crate::graph::layout::{Layout, numel};
-use crate::graph::program::{Access, Inst, Program, Reg, Store};
+use crate::graph::program::{Access, Inst, Reg, Store};
 
 /// A device of its own memory pool.
 pub fn device() -> Arc<dyn Backend> {
@@ -104,48 +106,6 @@ enum Task {
         post: Option<Box<Plan>>,
         stored: Option<(usize, Range<usize>)>,
     },
-}
-
-/// Elements of one of a map's programs that one thread does.
-struct Stretch {
-    job: usize,
-    range: Range<usize>,
-}
-
-/// Programs cut into pieces for threads.
-struct Elementwise {
-    plans: Vec<Plan>,
-    stretches: Vec<Stretch>,
-}
-
-impl Elementwise {
-    fn new(programs: &[Program]) -> Result<Elementwise, String> {
-        let mut plans = vec![];
-        for program in programs {
-            for part in plan::tile(program) {
-                plans.push(Plan::new(&part, 0, None)?);
-            }
-        }
-        let mut stretches = vec![];
-        for (job, plan) in plans.iter().enumerate() {
-            let chunk = stretch_of(plan);
-            for start in (0..plan.numel).step_by(chunk) {
-                stretches.push(Stretch { job, range: start..(start + chunk).min(plan.numel) });
-            }
-        }
-        Ok(Elementwise { plans, stretches })
-    }
-
-    fn price(&self) -> usize {
-        self.plans.iter().map(|plan| plan.numel * plan.cost).sum()
-    }
-
-    fn run(&self, operands: &Operands) {
-        tasks(self.stretches.len(), |i| {
-            let Stretch { job, range } = &self.stretches[i];
-            Eval::new(&self.plans[*job], operands).each(range.clone(), |_, _, _| {});
-        });
-    }
 }
 
 impl Prepared {
@@ -406,12 +366,6 @@ fn copy(blocks: &[Piece], from: usize, to: usize, bytes: usize) -> Result<(), Fa
     }
 }
 
-/// Elements that are worth a thread, in whole blocks; few enough stretches that handing them out costs little.
-fn stretch_of(plan: &Plan) -> usize {
-    let least = (WORTH_A_THREAD / 2 / plan.cost.max(1)).max(plan.numel.div_ceil(128));
-    least.next_multiple_of(plan.block).max(1)
-}
-
 fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
     let mut needs = vec![0; kernel.bindings.len()];
     let (work, price) = match &kernel.body {
@@ -463,31 +417,6 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
         }
     };
     Ok(Prepared { work, needs, scalars: kernel.scalars.len(), price })
-}
-
-/// What computes an input into a binding behind the kernel's own, and how many bytes that takes.
-fn computed(
-    pre: &Prologue,
-    call: &Structured,
-    kernel: &Kernel,
-    needs: &mut Vec<usize>,
-) -> Result<(Elementwise, usize), String> {
-    plan::check(&pre.program, kernel, None)?;
-    let mut program = pre.program.clone();
-    let fits = |(dtype, layout): &(DType, Layout)| {
-        let known = usize::from(pre.value) < program.insts.len() && program.stores.is_empty();
-        known && program.dtype(pre.value) == *dtype && layout.end() <= program.numel()
-    };
-    let dtype = call.inputs.get(pre.input).filter(|input| fits(input)).map(|(dtype, _)| *dtype);
-    let dtype = dtype.ok_or("an input that is not what its program computes")?;
-    let layout = Layout::contiguous(&program.shape);
-    program.stores =
-        vec![Store { value: pre.value, to: Access { binding: needs.len() as u16, dtype, layout } }];
-    let elementwise = Elementwise::new(std::slice::from_ref(&program))?;
-    needs.push(0);
-    elementwise.plans.iter().for_each(|plan| plan.needs(needs));
-    needs.pop();
-    Ok((elementwise, program.numel() * dtype.size()))
 }
 
 /// The store that keeps an op's own result, in order, in a place that nothing after it reads or writes.
