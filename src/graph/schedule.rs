@@ -282,8 +282,7 @@ impl<'g> Scheduler<'g> {
             Some(times.saturating_mul(layouts[input].numel()))
         });
         let computed = computed.sum::<Option<usize>>();
-        let saved =
-            prices.round_trip + loads * prices.load + (prices.dispatch / n).min(2 * prices.round_trip);
+        let saved = prices.round_trip + (prices.dispatch / n).min(2 * prices.round_trip);
         computed.is_some_and(|computed| computed.saturating_mul(each) <= saved.saturating_mul(n))
     }
 
