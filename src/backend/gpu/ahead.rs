@@ -58,11 +58,12 @@ struct State {
 
 impl Ahead {
     /// `None` where it is of no use: drivers of GPUs compile before they dispatch, and one that keeps nothing on disk
-    /// would compile all twice.
+    /// would compile all twice. Nor where a process that exits does not wait (see `exit.rs`).
     pub fn new(adapter: &wgpu::Adapter, class: AdapterClass) -> Option<Ahead> {
         let vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
         let keeps = std::env::var("MESA_SHADER_CACHE_DISABLE").map_or(true, |v| v == "0" || v == "false");
-        let useful = cfg!(unix) && class == AdapterClass::Software && vulkan && keeps && threads() > 1;
+        let waits = cfg!(all(target_os = "linux", target_env = "gnu"));
+        let useful = waits && class == AdapterClass::Software && vulkan && keeps && threads() > 1;
         useful.then(|| Ahead { adapter: adapter.clone(), work: Arc::default() })
     }
 

@@ -86,7 +86,6 @@ impl Gpu {
         buffers: &[Buffer],
         scalars: &[Scalar],
     ) -> Result<Option<Verdict>, Fault> {
-        exit::note(self);
         let mut runner = self.runner.lock();
         let start = Instant::now();
         let timing = (runner.profiling || report::level() >= 2) && self.times_kernels();
@@ -177,6 +176,8 @@ impl Gpu {
         let (commands, read) = encoded??;
         let submission = scoped(&self.device, || self.queue.submit([commands]))?;
         let encode = start.elapsed();
+        // After wgpu's first steps on this thread: what it keeps for the thread must be dropped later.
+        exit::note(self);
 
         if let Some(read) = read {
             let times = self.read_times(&read, &timers)?;
