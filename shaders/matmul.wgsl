@@ -6,17 +6,20 @@
 //
 // A_AT, B_AT: bindings. A_VEC, B_VEC: read vec4s; A_BY_ROW: a's vec4s lie along its rows (the dimension m), not
 // along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
-// dimensions. HALF: a and b are of halves. A_PRE, B_PRE: computed, not read. VEC4: the output is
+// dimensions. HALF: a and b are of halves. A_PRE, B_PRE: computed, not read. MORE: tiles have a row and a column more (see
+// lanes.wgsl). VEC4: the output is
 // stored in vec4s; TURNED: these lie along m.
-//! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
-//! variant lanes, pairs, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
-//! variant lanes, pairs, odd k and n: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant lanes, pairs, odd m and k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=1 VEC4=0
-//! variant lanes, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
-//! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
+//! variant lanes, pairs, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
+//! variant lanes, pairs, odd k and n: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, odd m and k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 MORE=0 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, one more, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=1 MORE=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, pairs, one more, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=1 MORE=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=0 VEC4=0
+//! variant lanes, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
+//! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
+//! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
+//! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant tiles of 128, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant tiles of 128 by 64, m and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=8 THREADS=128 DEPTH=8 BOTH=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
 //! variant tiles of 64, m and k contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=1 TURNED=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
@@ -29,9 +32,9 @@
 //! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
 //! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
-//! variant lanes, halves, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 HALF=1
-//! variant lanes, halves, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
-//! variant lanes, halves, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
+//! variant lanes, halves, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 HALF=1
+//! variant lanes, halves, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
+//! variant lanes, halves, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
 //! variant tiles of 128, halves, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1 HALF=1
 //! variant tiles of 32, halves, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
 //! variant dot products, halves, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0 HALF=1
@@ -40,9 +43,9 @@
 //! variant cooperative matrices of 16, k and n contiguous: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=16 LANES_EACH=32 DOWN=2 ACROSS=4 MATRICES_M=4 MATRICES_N=2 DEPTH=16 A_EACH=2 B_EACH=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant cooperative matrices of 16, m and k contiguous: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=16 LANES_EACH=64 DOWN=2 ACROSS=2 MATRICES_M=2 MATRICES_N=2 DEPTH=32 A_EACH=2 B_EACH=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 TURNED=1
 //! variant cooperative matrices of 8, any strides: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=8 LANES_EACH=8 DOWN=2 ACROSS=2 MATRICES_M=2 MATRICES_N=2 DEPTH=16 A_EACH=4 B_EACH=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant lanes, pairs, k and n contiguous, computed: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 A_PRE=1 B_PRE=1
-//! variant lanes, pairs, any strides, computed: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 A_PRE=1
-//! variant lanes, m and k contiguous, computed: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 B_PRE=1
+//! variant lanes, pairs, k and n contiguous, computed: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 A_PRE=1 B_PRE=1
+//! variant lanes, pairs, any strides, computed: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 A_PRE=1
+//! variant lanes, m and k contiguous, computed: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 B_PRE=1
 //! variant tiles of 128, k and n contiguous, computed: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1 A_PRE=1 B_PRE=1
 //! variant slices of columns times vector, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 SLICES=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 A_PRE=1 B_PRE=1
 //! variant dot products, k contiguous, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0 A_PRE=1 B_PRE=1

@@ -2,6 +2,10 @@
 // loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each. Fours that begin in the
 // middle of a word (LOOSE) end in the word with which the next one begins: along k that is read in the next turn
 // anyway, and else by the next lane, but for the last one's, which four lanes read for the turn's four k.
+//
+// MORE: one row and one column more, for sizes a little past a whole number of tiles. Four lanes read the turn's four
+// elements of each, in words that LOOSE fours need anyway if they lie at their end. Each lane adds up the column for
+// those rows of which it holds a's elements; the row is one like the others.
 const PIECES: u32 = ${ROWS}u / 4u;
 
 @compute @workgroup_size(8)
@@ -20,10 +24,15 @@ fn lanes(
     }
     let at = place(tile / (params.tiles_n * params.tiles_m));
     // Tiles below one another follow each other, so that b's columns, mostly far apart in memory, stay near.
-    let row = tile % params.tiles_m * ${ROWS}u;
-    let left = tile / params.tiles_m % params.tiles_n * (32u * ${FOURS}u);
+    let row = tile % params.tiles_m * (${ROWS}u + ${MORE}u);
+    let left = tile / params.tiles_m % params.tiles_n * (32u * ${FOURS}u + ${MORE}u);
     let col = left + lane * (4u * ${FOURS}u);
     var acc: array<vec4<f32>, ${ROWS} * ${FOURS}>;
+#if MORE
+    var below: vec4<f32>;
+    var beside: vec4<f32>;
+    var corner: f32;
+#endif
 #if A_LOOSE
 #if A_BY_ROW
 #else
@@ -46,10 +55,25 @@ fn lanes(
 #endif
     let depth = bound(params.k, tile);
     for (var k = 0u; k < depth; k += 4u) {
+#if MORE
+        let more_at_a = a_at(at.a, row + ${ROWS}u, k + lane % 4u);
+        let more_at_b = b_at(at.b, k + lane % 4u, left + 32u);
+#for x in a, b
+        let more_word_${x} = ${x}[more_at_${x} / 2u];
+        var more_${x} = bitcast<f32>(u32(more_word_${x} >> (more_at_${x} % 2u * 32u)));
+#if K_TAIL
+        more_${x} = select(0.0, more_${x}, k + lane % 4u < params.k);
+#endif
+#end
+#endif
         var x: array<vec4<f32>, ${LOADS}>;
 #if A_LOOSE
 #if A_BY_ROW
+#if MORE
+        let end_a = u32(more_word_a);
+#else
         let end_a = u32(a[(a_at(at.a, row + ${ROWS}u - 4u, k + lane % 4u) + 3u) / 2u]);
+#endif
 #for i in 0..${LOADS}
         {
             let piece = (lane + ${i}u * 8u) % PIECES;
@@ -99,7 +123,11 @@ fn lanes(
 #end
 #if B_BY_COL
 #if B_LOOSE
+#if MORE
+        let end_b = u32(more_word_b);
+#else
         let end_b = u32(b[(b_at(at.b, k + lane % 4u, left + 32u * ${FOURS}u - 4u) + 3u) / 2u]);
+#endif
 #for q in 0..4
         {
             let i = b_at(at.b, k + ${q}u, col);
@@ -148,6 +176,21 @@ fn lanes(
 #for q in 0..4
             y${q}[${c}] = t[${q}];
 #end
+        }
+#end
+#endif
+#if MORE
+#for q in 0..4
+        {
+            let under = subgroupBroadcast(more_a, ${q}u);
+            let right = subgroupBroadcast(more_b, ${q}u);
+            below = fma(vec4<f32>(under), y${q}[0], below);
+            corner = fma(under, right, corner);
+#if A_BY_ROW
+            beside = fma(x[${q}], vec4<f32>(right), beside);
+#else
+            beside = fma(vec4<f32>(x[0][${q}], x[1][${q}], x[2][${q}], x[3][${q}]), vec4<f32>(right), beside);
+#endif
         }
 #end
 #endif
@@ -238,4 +281,20 @@ fn lanes(
         }
 #end
     }
+#if MORE
+    for (var q = 0u; q < bound(9u, tile); q++) {
+#if A_BY_ROW
+        let beside_row = row + lane * 4u + q - 4u;
+#else
+        let beside_row = row + (q - 4u) * 8u + lane;
+#endif
+        let r = select(beside_row, row + ${ROWS}u, q < 4u || q == 8u);
+        let c = select(left + 32u, col + q, q < 4u);
+        if r < params.m && c < params.n && (q < 8u || lane == 0u) {
+            store(at.out + r * params.out_m + c * params.out_n, below.x);
+        }
+        below = vec4<f32>(below.yzw, beside.x);
+        beside = vec4<f32>(beside.yzw, corner);
+    }
+#endif
 }

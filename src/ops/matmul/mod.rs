@@ -142,6 +142,12 @@ impl Operand {
         Operand { rows: self.columns, columns: self.rows, ..self }
     }
 
+    /// Whether its elements lie side by side in memory, along one dimension.
+    #[cfg(feature = "gpu")]
+    fn is_contiguous(&self) -> bool {
+        self.binding.is_some() && (self.rows == 1 || self.columns == 1)
+    }
+
     /// Whether four elements at a time may be read along a dimension of this size and stride, whatever the
     /// place along the `other` dimension.
     fn aligned(&self, size: usize, stride: usize, other: usize) -> bool {

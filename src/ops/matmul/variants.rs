@@ -54,22 +54,38 @@ impl Problem {
     /// Nanoseconds on a software adapter, in tiles of so many rows and fours of columns, by rough costs of a tile's
     /// parts, fitted to one machine: four steps of k cost 18 ns for each load of a vector of `vec4`s, 5 ns for each
     /// row of multiplications by four columns, and a row's end 115 ns. Each tile is one thread's.
-    fn cost_of_lanes(&self, [rows, fours]: [usize; 2]) -> usize {
-        let p = self.clone().turned_for(rows, 32 * fours);
-        let tile =
-            p.k.div_ceil(4) * (18 * (rows / 8 + 4 * fours) + 5 * rows * fours) + 115 * rows.min(p.m) * fours;
-        p.tiles(rows, 32 * fours).div_ceil(threads()).saturating_mul(tile)
+    fn cost_of_lanes(&self, [rows, fours, more]: [usize; 3]) -> usize {
+        let p = self.clone().turned_for(rows + more, 32 * fours + more);
+        let high = rows + 2 * more;
+        let turn = 18 * (rows / 8 + 4 * fours + more) + 5 * high * fours;
+        // What such tiles lose where others would read and write aligned fours.
+        let turn =
+            if more == 1 && p.m.is_multiple_of(4) && p.n.is_multiple_of(4) { turn * 6 / 5 } else { turn };
+        let tile = p.k.div_ceil(4) * turn + 115 * high.min(p.m) * fours;
+        p.tiles(rows + more, 32 * fours + more).div_ceil(threads()).saturating_mul(tile)
     }
 
     /// The tiles that take least time.
-    fn best_lanes(&self) -> [usize; 2] {
-        [[32, 1], [16, 1], [8, 1]].into_iter().min_by_key(|&t| self.cost_of_lanes(t)).unwrap_or([16, 1])
+    fn best_lanes(&self) -> [usize; 3] {
+        let more = self.wants_more().then_some([32, 1, 1]);
+        let plain = [[32, 1, 0], [16, 1, 0], [8, 1, 0]];
+        plain.into_iter().chain(more).min_by_key(|&t| self.cost_of_lanes(t)).unwrap_or([16, 1, 0])
+    }
+
+    /// Whether both operands' fours may be read from any place, at words of 64 bits.
+    fn is_loose(&self) -> bool {
+        !self.shared && !self.halves && self.a.is_contiguous() && self.b.is_contiguous()
+    }
+
+    /// Whether tiles with a row and a column more are so much fewer that it is worth compiling them.
+    fn wants_more(&self) -> bool {
+        self.is_loose() && self.tiles(33, 33) <= self.tiles(32, 32) * 9 / 10
     }
 
     /// How many products lose as much time in the smallest tiles as the driver needs longer to compile larger ones:
     /// about 50 ms. At once for those that are slow to begin with.
     fn quick_runs(&self) -> Option<u32> {
-        let loss = self.cost_of_lanes([8, 1]).saturating_sub(self.cost_of_lanes(self.best_lanes()));
+        let loss = self.cost_of_lanes([8, 1, 0]).saturating_sub(self.cost_of_lanes(self.best_lanes()));
         u32::try_from(50_000_000 / loss.max(1)).ok().filter(|&runs| runs > 8)
     }
 
@@ -102,8 +118,9 @@ pub(in crate::ops) enum Kernel {
     /// A workgroup per 32 elements of a vector, where the matrix is contiguous along these.
     Slices,
     /// Registers only: 8 invocations share `rows` rows of `32 * fours` columns. `subgroup`: they are a subgroup, and
-    /// memory is read in words of 64 bits.
-    Lanes { rows: usize, fours: usize, subgroup: bool },
+    /// memory is read in words of 64 bits. `more` (0 or 1): so many rows and columns more, where operands are
+    /// contiguous.
+    Lanes { rows: usize, fours: usize, more: usize, subgroup: bool },
     /// Workgroup memory: tiles of `4 * pieces * down` rows and `4 * pieces * across` columns, an invocation for each
     /// `4 * pieces` squared, `depth` steps of k at a time.
     Tiles { down: usize, across: usize, pieces: usize, depth: usize },
@@ -145,10 +162,10 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
     fn vector(p: &Problem, dtype: DType) -> bool {
         dtype == DType::F32 && p.is_vector()
     }
-    const fn lane_tiles(rows: usize, fours: usize) -> Kernel {
-        Lanes { rows, fours, subgroup: true }
+    const fn lane_tiles(rows: usize, fours: usize, more: usize) -> Kernel {
+        Lanes { rows, fours, more, subgroup: true }
     }
-    fn lanes(p: &Problem, dtype: DType, adapter: &AdapterInfo, tile: [usize; 2]) -> bool {
+    fn lanes(p: &Problem, dtype: DType, adapter: &AdapterInfo, tile: [usize; 3]) -> bool {
         dtype == DType::F32 && adapter.has_eights() && adapter.pairs && p.best_lanes() == tile
     }
     /// Tiles that keep an adapter busy.
@@ -175,12 +192,13 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         row(SubgroupDot(8), |_, _, _| false),
         row(Dot(64), |p, dtype, _| vector(p, dtype)),
         // Taken by the tuner only: twice the compiling for little.
-        row(lane_tiles(32, 2), |_, _, _| false),
+        row(lane_tiles(32, 2, 0), |_, _, _| false),
         // Larger tiles need fewer loads for the same work.
-        row(lane_tiles(32, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1])),
-        row(lane_tiles(16, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [16, 1])),
-        row(lane_tiles(8, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [8, 1])),
-        row(Lanes { rows: 8, fours: 1, subgroup: false }, |_, dtype, adapter| {
+        row(lane_tiles(32, 1, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1, 1])),
+        row(lane_tiles(32, 1, 0), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1, 0])),
+        row(lane_tiles(16, 1, 0), |p, dtype, adapter| lanes(p, dtype, adapter, [16, 1, 0])),
+        row(lane_tiles(8, 1, 0), |p, dtype, adapter| lanes(p, dtype, adapter, [8, 1, 0])),
+        row(Lanes { rows: 8, fours: 1, more: 0, subgroup: false }, |_, dtype, adapter| {
             dtype == DType::F32 && adapter.is_software()
         }),
         row(cooperative([16, 32], true), |p, _, adapter| {
@@ -224,11 +242,13 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let first = chosen(&problem, call, adapter)?;
     first.kernel.tile()?;
     let timed = problem.flops() >= WORTH_TIMING;
-    let small = Kernel::Lanes { rows: 8, fours: 1, subgroup: true };
+    let small = Kernel::Lanes { rows: 8, fours: 1, more: 0, subgroup: true };
     let runs = problem.quick_runs();
     let quick = |v: &Variant| v.kernel == small && runs.is_some();
     let like = |v: &&Variant| match (v.kernel, first.kernel) {
-        (Kernel::Lanes { subgroup, .. }, Kernel::Lanes { subgroup: with, .. }) => subgroup == with,
+        (Kernel::Lanes { subgroup, more, .. }, Kernel::Lanes { subgroup: with, .. }) => {
+            subgroup == with && (more == 0 || problem.wants_more())
+        }
         (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
         (Kernel::Cooperative { size, lanes, .. }, Kernel::Cooperative { size: s, lanes: l, .. }) => {
             (size, lanes) == (s, l)
@@ -282,7 +302,7 @@ impl Kernel {
     /// Rows and columns of the output that a workgroup computes.
     pub(in crate::ops) fn tile(self) -> Option<[usize; 2]> {
         match self {
-            Kernel::Lanes { rows, fours, .. } => Some([rows, 32 * fours]),
+            Kernel::Lanes { rows, fours, more, .. } => Some([rows + more, 32 * fours + more]),
             Kernel::Tiles { down, across, pieces, .. } => Some([4 * pieces * down, 4 * pieces * across]),
             Kernel::Cooperative { size, down, across, matrices: [m, n], .. } => {
                 Some([size * m * down, size * n * across])
@@ -310,7 +330,14 @@ impl Variant {
         if problem.outputs() == 0 {
             return vec![];
         }
-        let p = match (self.kernel, self.kernel.tile()) {
+        // Tiles with an odd number of columns are read from anywhere.
+        let kernel = match self.kernel {
+            Kernel::Lanes { rows, fours, more: 1, subgroup } if !problem.is_loose() => {
+                Kernel::Lanes { rows, fours, more: 0, subgroup }
+            }
+            kernel => kernel,
+        };
+        let p = match (kernel, kernel.tile()) {
             (Kernel::Dot(_) | Kernel::SubgroupDot(_) | Kernel::Axpy | Kernel::Slices, _) => {
                 problem.into_column()
             }
@@ -320,33 +347,32 @@ impl Variant {
         // The number of the input, from 1.
         let computed =
             |o: &super::Operand, second: bool| if o.binding.is_none() { 1 + usize::from(second) } else { 0 };
-        let any = self.kernel == Kernel::Any;
-        let dot = matches!(self.kernel, Kernel::Dot(_) | Kernel::SubgroupDot(_));
-        let cooperative = matches!(self.kernel, Kernel::Cooperative { .. });
-        let column = dot || matches!(self.kernel, Kernel::Axpy | Kernel::Slices);
+        let any = kernel == Kernel::Any;
+        let dot = matches!(kernel, Kernel::Dot(_) | Kernel::SubgroupDot(_));
+        let cooperative = matches!(kernel, Kernel::Cooperative { .. });
+        let column = dot || matches!(kernel, Kernel::Axpy | Kernel::Slices);
         // Along k where that is possible. Dot products can use no other.
         let a_along_k = p.a.aligned(p.k, p.a.columns, p.a.rows);
         let a_along_m = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
         let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
         let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
         // In words of 64 bits fours may be read from anywhere in a contiguous dimension.
-        let loose = matches!(self.kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared && !p.halves;
-        let a_loose =
-            loose && p.a.binding.is_some() && !a_along_k && !a_along_m && (p.a.columns == 1 || p.a.rows == 1);
-        let b_loose =
-            loose && p.b.binding.is_some() && !along_k && !along_n && (p.b.rows == 1 || p.b.columns == 1);
+        let loose = matches!(kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared && !p.halves;
+        let more = matches!(kernel, Kernel::Lanes { more: 1, .. });
+        let a_loose = more || loose && !a_along_k && !a_along_m && p.a.is_contiguous();
+        let b_loose = more || loose && !along_k && !along_n && p.b.is_contiguous();
         let a_by_row = a_along_m || a_loose && p.a.columns != 1;
         let along_k = along_k || b_loose && p.b.columns != 1;
         let a_vec = !any && (a_along_k || a_by_row || a_loose);
-        let b_vec = !any && self.kernel != Kernel::Slices && (along_k || along_n || b_loose);
+        let b_vec = !any && kernel != Kernel::Slices && (along_k || along_n || b_loose);
         // (m, n) of the output as this product has them.
         let (out_m, out_n) = if p.exchanged { (1, p.m) } else { (p.n, 1) };
-        let turned = out_n != 1 && p.m.is_multiple_of(4) && !column && !any;
-        let store4 = match self.kernel {
+        let turned = out_n != 1 && p.m.is_multiple_of(4) && !column && !any && !more;
+        let store4 = match kernel {
             Kernel::Any | Kernel::Dot(_) | Kernel::SubgroupDot(_) => false,
             Kernel::Axpy | Kernel::Slices => a_by_row,
             Kernel::Lanes { .. } | Kernel::Tiles { .. } | Kernel::Cooperative { .. } => {
-                turned || out_n == 1 && p.n.is_multiple_of(4)
+                turned || out_n == 1 && p.n.is_multiple_of(4) && !more
             }
         };
         let defines = Defines::default()
@@ -365,10 +391,10 @@ impl Variant {
             .flag("TURNED", turned)
             .flag("BATCHED", !p.batch.is_empty())
             .flag("COLUMN", column);
-        let (entry, defines, tiles_m, tiles_n) = match self.kernel {
+        let (entry, defines, tiles_m, tiles_n) = match kernel {
             Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
             Kernel::Dot(width) | Kernel::SubgroupDot(width) => {
-                let subgroup = matches!(self.kernel, Kernel::SubgroupDot(_));
+                let subgroup = matches!(kernel, Kernel::SubgroupDot(_));
                 let defines = defines.flag("DOT", true).flag("SUBGROUP", subgroup).value("WIDTH", width);
                 ("dot_products", defines, p.m, p.n)
             }
@@ -376,12 +402,13 @@ impl Variant {
                 let rows = if a_by_row { 256 } else { 64 };
                 ("axpy", defines.flag("AXPY", true), p.m.div_ceil(rows), 1)
             }
-            Kernel::Lanes { rows, fours, subgroup } => {
+            Kernel::Lanes { rows, fours, more, subgroup } => {
                 let loads = if subgroup { rows / 8 } else { rows };
                 let defines = defines.flag("LANES", true).flag("SUBGROUP", subgroup).flag("PAIRS", subgroup);
                 let defines = defines.value("ROWS", rows).value("LOADS", loads).value("FOURS", fours);
+                let defines = defines.value("MORE", more);
                 let defines = defines.flag("A_LOOSE", a_loose).flag("B_LOOSE", b_loose);
-                ("lanes", defines, p.m.div_ceil(rows), p.n.div_ceil(32 * fours))
+                ("lanes", defines, p.m.div_ceil(rows + more), p.n.div_ceil(32 * fours + more))
             }
             Kernel::Slices => ("slices_of_columns", defines.flag("SLICES", true), p.m.div_ceil(32), 1),
             Kernel::Tiles { down, across, pieces, depth } => {

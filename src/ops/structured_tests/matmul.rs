@@ -147,6 +147,9 @@ fn every_variant_of_the_product() {
                 (1, n + 1, m - 3, 15),
             ]);
         }
+        if matches!(kernel, Kernel::Lanes { more: 1, .. }) {
+            sizes.extend((1..10).map(|left| (1 + left % 2, 33 + left, 75 - left, 11 + left)));
+        }
         for (batch, m, n, k) in sizes {
             for (ka, kb) in orders(kernel, n) {
                 let (a, b) = (matrix(ka, batch, m, k), matrix(kb, batch, k, n));
