@@ -29,7 +29,7 @@ fn lanes(
     let col = left + lane * (4u * ${FOURS}u);
     var acc: array<vec4<f32>, ${ROWS} * ${FOURS}>;
 #if MORE
-    var below: vec4<f32>;
+    var below: array<vec4<f32>, ${FOURS}>;
     var beside: vec4<f32>;
     var corner: f32;
 #endif
@@ -57,7 +57,7 @@ fn lanes(
     for (var k = 0u; k < depth; k += 4u) {
 #if MORE
         let more_at_a = a_at(at.a, row + ${ROWS}u, k + lane % 4u);
-        let more_at_b = b_at(at.b, k + lane % 4u, left + 32u);
+        let more_at_b = b_at(at.b, k + lane % 4u, left + 32u * ${FOURS}u);
 #for x in a, b
         let more_word_${x} = ${x}[more_at_${x} / 2u];
         var more_${x} = bitcast<f32>(u32(more_word_${x} >> (more_at_${x} % 2u * 32u)));
@@ -184,7 +184,9 @@ fn lanes(
         {
             let under = subgroupBroadcast(more_a, ${q}u);
             let right = subgroupBroadcast(more_b, ${q}u);
-            below = fma(vec4<f32>(under), y${q}[0], below);
+#for c in 0..${FOURS}
+            below[${c}] = fma(vec4<f32>(under), y${q}[${c}], below[${c}]);
+#end
             corner = fma(under, right, corner);
 #if A_BY_ROW
             beside = fma(x[${q}], vec4<f32>(right), beside);
@@ -194,45 +196,43 @@ fn lanes(
         }
 #end
 #endif
-#if A_BY_ROW
-#for q in 0..4
 #for piece in 0..${ROWS}/4
-        {
-#if SUBGROUP
-            let e = subgroupBroadcast(x[(${q}u * PIECES + ${piece}u) / 8u], (${q}u * PIECES + ${piece}u) % 8u);
-#else
-            let e = x[${q}u * PIECES + ${piece}u];
-#endif
 #for r in 0..4
-#for c in 0..${FOURS}
-            acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u] = fma(vec4<f32>(e[${r}]), y${q}[${c}], acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u]);
-#end
-#end
-        }
-#end
-#end
-#else
-#for r in 0..${ROWS}
         {
-#if SUBGROUP
-            let e = subgroupBroadcast(x[${r}u / 8u], ${r}u % 8u);
+            // A row at a time, so that its sums stay in registers for all four k.
+#if A_BY_ROW
 #else
-            let e = x[${r}];
+#if SUBGROUP
+            let e = subgroupBroadcast(x[(${piece}u * 4u + ${r}u) / 8u], (${piece}u * 4u + ${r}u) % 8u);
+#else
+            let e = x[${piece}u * 4u + ${r}u];
+#endif
 #endif
 #for c in 0..${FOURS}
-            var s${c} = acc[${r}u * ${FOURS}u + ${c}u];
+            var s${c} = acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u];
 #end
 #for q in 0..4
+            {
+#if A_BY_ROW
+#if SUBGROUP
+                let own = subgroupBroadcast(x[(${q}u * PIECES + ${piece}u) / 8u][${r}], (${q}u * PIECES + ${piece}u) % 8u);
+#else
+                let own = x[${q}u * PIECES + ${piece}u][${r}];
+#endif
+#else
+                let own = e[${q}];
+#endif
 #for c in 0..${FOURS}
-            s${c} = fma(vec4<f32>(e[${q}]), y${q}[${c}], s${c});
+                s${c} = fma(vec4<f32>(own), y${q}[${c}], s${c});
 #end
+            }
 #end
 #for c in 0..${FOURS}
-            acc[${r}u * ${FOURS}u + ${c}u] = s${c};
+            acc[(${piece}u * 4u + ${r}u) * ${FOURS}u + ${c}u] = s${c};
 #end
         }
 #end
-#endif
+#end
     }
     // Indexing acc at run time would force it to memory, and a store for each row would be much code, which software
     // drivers take long to compile: blocks of four rows are picked, and theirs move up one by one.
@@ -282,18 +282,24 @@ fn lanes(
 #end
     }
 #if MORE
-    for (var q = 0u; q < bound(9u, tile); q++) {
+    // The row below, the column beside and the corner move up one by one, too.
+    for (var q = 0u; q < bound(4u * ${FOURS}u + 5u, tile); q++) {
+        let past = q - 4u * ${FOURS}u;
 #if A_BY_ROW
-        let beside_row = row + lane * 4u + q - 4u;
+        let own = row + lane * 4u + past;
 #else
-        let beside_row = row + (q - 4u) * 8u + lane;
+        let own = row + past * 8u + lane;
 #endif
-        let r = select(beside_row, row + ${ROWS}u, q < 4u || q == 8u);
-        let c = select(left + 32u, col + q, q < 4u);
-        if r < params.m && c < params.n && (q < 8u || lane == 0u) {
-            store(at.out + r * params.out_m + c * params.out_n, below.x);
+        let is_below = q < 4u * ${FOURS}u;
+        let r = select(own, row + ${ROWS}u, is_below || past == 4u);
+        let c = select(left + 32u * ${FOURS}u, col + q, is_below);
+        if r < params.m && c < params.n && (q < 4u * ${FOURS}u + 4u || lane == 0u) {
+            store(at.out + r * params.out_m + c * params.out_n, below[0].x);
         }
-        below = vec4<f32>(below.yzw, beside.x);
+#for c in 1..${FOURS}
+        below[${c} - 1] = vec4<f32>(below[${c} - 1].yzw, below[${c}].x);
+#end
+        below[${FOURS} - 1] = vec4<f32>(below[${FOURS} - 1].yzw, beside.x);
         beside = vec4<f32>(beside.yzw, corner);
     }
 #endif
