@@ -248,8 +248,9 @@ pub(super) fn calls(call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall>
     chosen(&problem, call, adapter).map_or_else(Vec::new, |v| v.calls(problem, call.out_dtype))
 }
 
-/// Operations from which it is worth knowing the fastest tiles.
-const WORTH_TIMING: u64 = 1 << 22;
+/// Operations from which it is worth knowing the fastest tiles: a little below a power of two, so that sizes around one
+/// fare alike.
+const WORTH_TIMING: u64 = 3 << 20;
 
 /// The variants beside the one chosen that sum as it does: k by k, in the order of k.
 pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
@@ -284,7 +285,8 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let operands = (call.post.loads.len() + call.post.stores.len()).min(4);
     let [a, b] = [&problem.a, &problem.b].map(order);
     let halves = if problem.halves { " halves" } else { "" };
-    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}");
+    let loose = if problem.is_aligned() { "" } else { " loose" };
+    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}{loose}");
     for pre in &call.pre {
         let _ = write!(key, " {}:{}", pre.input, pre.program.insts.len());
     }
