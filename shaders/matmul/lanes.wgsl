@@ -266,16 +266,15 @@ fn lanes(
                 v = mat4x4<f32>(v[1], v[2], v[3], v[0]);
             }
 #else
-            for (var q = 0u; q < bound(16u, tile); q++) {
-                if top + q / 4u < params.m && col + ${c}u * 4u + q % 4u < params.n {
-                    store(first + q / 4u * params.out_m + q % 4u * params.out_n, v[0].x);
+            for (var r = 0u; r < bound(4u, tile); r++) {
+                // Where all sixteen move each time, that costs as much as half a store.
+                for (var q = 0u; q < bound(4u, tile); q++) {
+                    if top + r < params.m && col + ${c}u * 4u + q < params.n {
+                        store(first + r * params.out_m + q * params.out_n, v[0].x);
+                    }
+                    v[0] = v[0].yzwx;
                 }
-                v = mat4x4<f32>(
-                    vec4<f32>(v[0].yzw, v[1].x),
-                    vec4<f32>(v[1].yzw, v[2].x),
-                    vec4<f32>(v[2].yzw, v[3].x),
-                    vec4<f32>(v[3].yzw, v[0].x),
-                );
+                v = mat4x4<f32>(v[1], v[2], v[3], v[0]);
             }
 #endif
         }
