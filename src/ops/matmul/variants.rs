@@ -65,16 +65,11 @@ impl Problem {
         p.tiles(rows + more, 32 * fours + more).div_ceil(threads()).saturating_mul(tile)
     }
 
-    /// The tiles that take least time. Those of two fours compile in twice the time, so they are for where each load
-    /// costs more than usual.
+    /// The tiles that take least time. (Those of two fours are the tuner's: they compile in twice the time.)
     fn best_lanes(&self) -> [usize; 3] {
-        let wide = self.is_loose() && !self.is_aligned() && self.flops() >= WORTH_TIMING;
-        let more = |columns: usize| self.wants_more(columns);
-        let tiles =
-            [([32, 2, 0], wide), ([32, 2, 1], wide && more(64)), ([32, 1, 0], true), ([32, 1, 1], more(32))];
-        let tiles =
-            tiles.into_iter().chain([([16, 1, 0], true), ([8, 1, 0], true)]).filter(|(_, fits)| *fits);
-        tiles.map(|(tile, _)| tile).min_by_key(|&tile| self.cost_of_lanes(tile)).unwrap_or([16, 1, 0])
+        let more = self.wants_more(32).then_some([32, 1, 1]);
+        let plain = [[32, 1, 0], [16, 1, 0], [8, 1, 0]];
+        more.into_iter().chain(plain).min_by_key(|&t| self.cost_of_lanes(t)).unwrap_or([16, 1, 0])
     }
 
     /// Whether both operands' fours may be read from any place, at words of 64 bits.
@@ -96,12 +91,10 @@ impl Problem {
     }
 
     /// How many products lose as much time in the smallest tiles as the driver needs longer to compile larger ones:
-    /// about 50 ms, or 250 for those of two fours. At once for those that are slow to begin with.
+    /// about 50 ms. At once for those that are slow to begin with.
     fn quick_runs(&self) -> Option<u32> {
-        let best = self.best_lanes();
-        let loss = self.cost_of_lanes([8, 1, 0]).saturating_sub(self.cost_of_lanes(best));
-        let compiling = if best[1] == 2 { 250_000_000 } else { 50_000_000 };
-        u32::try_from(compiling / loss.max(1)).ok().filter(|&runs| runs > 8)
+        let loss = self.cost_of_lanes([8, 1, 0]).saturating_sub(self.cost_of_lanes(self.best_lanes()));
+        u32::try_from(50_000_000 / loss.max(1)).ok().filter(|&runs| runs > 8)
     }
 
     /// Work done in tiles of a size, padding included.
@@ -206,9 +199,10 @@ pub(in crate::ops) const VARIANTS: &[Variant] = &{
         // Of a software adapter, for tests.
         row(SubgroupDot(8), |_, _, _| false),
         row(Dot(64), |p, dtype, _| vector(p, dtype)),
+        // Taken by the tuner only: twice the compiling.
+        row(lane_tiles(32, 2, 1), |_, _, _| false),
+        row(lane_tiles(32, 2, 0), |_, _, _| false),
         // Larger tiles need fewer loads for the same work.
-        row(lane_tiles(32, 2, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 2, 1])),
-        row(lane_tiles(32, 2, 0), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 2, 0])),
         row(lane_tiles(32, 1, 1), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1, 1])),
         row(lane_tiles(32, 1, 0), |p, dtype, adapter| lanes(p, dtype, adapter, [32, 1, 0])),
         row(lane_tiles(16, 1, 0), |p, dtype, adapter| lanes(p, dtype, adapter, [16, 1, 0])),
@@ -263,8 +257,10 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let quick = |v: &Variant| v.kernel == small && runs.is_some();
     let like = |v: &&Variant| match (v.kernel, first.kernel) {
         (Kernel::Lanes { rows, fours, more, subgroup }, Kernel::Lanes { subgroup: with, .. }) => {
-            let fewer = problem.wants_more(32 * fours);
-            subgroup == with && if rows == 32 { fewer == (more == 1) } else { more == 0 }
+            // Compiling them to see takes long: only what may be as fast.
+            let [cost, least] = [[rows, fours, more], problem.best_lanes()].map(|t| problem.cost_of_lanes(t));
+            let wanted = rows != 32 || problem.wants_more(32 * fours) == (more == 1);
+            subgroup == with && (quick(v) || wanted && cost < least + least / 4)
         }
         (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
         (Kernel::Cooperative { size, lanes, .. }, Kernel::Cooperative { size: s, lanes: l, .. }) => {
