@@ -30,8 +30,8 @@ const BUDGET: Duration = Duration::from_millis(1500);
 const LARGE: usize = 256 << 20;
 /// Operations that a run should have to be timed well.
 const SEEN: u64 = 1 << 26;
-/// How often each way is timed; the fastest counts.
-const REPEATS: usize = 6;
+/// How often each way is timed.
+const REPEATS: usize = 7;
 
 /// The ways to compute a call, equal in every bit; the first should run fastest, and is taken unless another was found
 /// to do so.
@@ -241,24 +241,32 @@ impl Gpu {
             let plan = self.pipelines.compile(&self.device, &self.info, &recording, false)?;
             // The first time may include the driver's compiling.
             run(&plan)?;
-            plans.push((Duration::MAX, name, plan));
+            plans.push((vec![], name, plan));
         }
-        // Turn by turn, so that what else goes on in the machine slows all ways alike.
+        // Turn by turn, in parts of the first one's time, so that what else goes on in the machine slows all ways alike.
         for _ in 0..REPEATS {
-            for (least, _, plan) in &mut plans {
-                *least = run(plan)?.min(*least);
+            let mut first = None;
+            for (parts, _, plan) in &mut plans {
+                let time: Duration = run(plan)?;
+                parts.push(time.as_secs_f64() / first.get_or_insert(time).as_secs_f64().max(1e-9));
             }
         }
-        let first = plans.first().map_or(Duration::MAX, |(time, ..)| *time);
-        let best = (plans.iter().min_by_key(|(time, ..)| *time))
+        let median = |parts: &mut Vec<f64>| {
+            parts.sort_unstable_by(f64::total_cmp);
+            parts.get(parts.len() / 2).copied().unwrap_or(1.0)
+        };
+        let parts = plans.iter_mut().map(|(parts, name, _)| (median(parts), *name));
+        let best = (parts.min_by(|(a, _), (b, _)| a.total_cmp(b)))
             // By less than this it is not faster, but lucky.
-            .filter(|(time, ..)| *time < first - first / 20)
-            .or(plans.first())
-            .map(|(time, name, _)| (*time, *name));
-        if let Some((time, name)) = best {
+            .filter(|(part, _)| *part < 0.95)
+            .or(ways.ways.first().map(|(name, _)| (1.0, name)));
+        if let Some((part, name)) = best {
             self.info.tuner.choose(&ways.key, name);
             if report::level() >= 1 {
-                eprintln!("wgrad {}: {} by {name}, {time:?}", self.info.name, ways.key);
+                eprintln!(
+                    "wgrad {}: {} by {name}, in {part:.2} of the first's time",
+                    self.info.name, ways.key
+                );
             }
         }
         Ok(())
