@@ -296,7 +296,8 @@ pub fn merge_maps(steps: Vec<Step>, caps: &Caps) -> Vec<Step> {
 
 /// Jobs in one dispatch beyond this many make kernels that are slow to compile and rarely found again.
 const MAX_JOBS: usize = 16;
-/// Nor are programs of this price merged, random numbers mostly: alone they are one kernel for all sizes, compiled once.
+/// Nor are programs merged with an op of this price, which makes random numbers: alone they are one kernel for all sizes,
+/// compiled once.
 const LONG: u32 = 60;
 
 fn can_host(host: &Step, step: &Step, caps: &Caps) -> bool {
@@ -305,14 +306,14 @@ fn can_host(host: &Step, step: &Step, caps: &Caps) -> bool {
     host.base.is_none()
         && jobs.len() < MAX_JOBS
         && host.values.len() + step.values.len() - shared <= caps.max_bindings
-        && price(&host.kernel.body).max(price(&step.kernel.body)) < LONG
+        && dearest(&host.kernel.body).max(dearest(&step.kernel.body)) < LONG
 }
 
-/// Of the dearest of its programs.
-fn price(body: &Body) -> u32 {
+/// The price of a kernel's dearest op.
+fn dearest(body: &Body) -> u32 {
     let Body::Map(jobs) = body else { return 0 };
     let cost = |inst: &Inst| if let Inst::Op { op, .. } = inst { op.cost } else { 0 };
-    jobs.iter().map(|job| job.insts.iter().map(cost).sum()).max().unwrap_or(0)
+    jobs.iter().flat_map(|job| &job.insts).map(cost).max().unwrap_or(0)
 }
 
 fn absorb(host: &mut Step, step: Step) {
