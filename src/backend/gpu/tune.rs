@@ -102,8 +102,10 @@ impl Tuner {
         self.state.lock().choices.insert(key.into(), name.into());
     }
 
-    fn knows(&self, key: &str) -> bool {
-        self.state.lock().choices.contains_key(key)
+    /// Whether one of the ways was chosen. (Another version of this library may have chosen what is no longer there.)
+    fn knows(&self, ways: &Ways) -> bool {
+        let state = self.state.lock();
+        state.choices.get(&ways.key).is_some_and(|name| ways.ways.iter().any(|(way, _)| way == name))
     }
 
     /// Which of the ways is the one to take.
@@ -194,7 +196,7 @@ impl Gpu {
             let sizes = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE);
             if let Some(sizes) = sizes.filter(|_| ways.timed)
                 && self.info.tuner.has_time()
-                && !self.info.tuner.knows(&ways.key)
+                && !self.info.tuner.knows(&ways)
             {
                 worked = true;
                 if self.time(kernel, &ways, &sizes).is_err() {
@@ -292,8 +294,10 @@ mod tests {
         assert_eq!(tuner.pick(ways())[0].entry, "a");
         tuner.choose("k", "b");
         assert_eq!(tuner.pick(ways())[0].entry, "b");
+        assert!(tuner.knows(&ways()));
         tuner.choose("k", "gone");
         assert_eq!(tuner.pick(ways())[0].entry, "a");
+        assert!(!tuner.knows(&ways()));
         assert!(!tuner.has_time(), "off is off");
         assert!(tuner.pick(Ways { ways: vec![], ..ways() }).is_empty());
     }
