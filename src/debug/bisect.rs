@@ -93,7 +93,7 @@ fn checkpoint(
     let (given, own) = flush.buffers.split_at(flush.leaves);
     let of_leaf = |buffer: &Buffer| given.iter().any(|leaf| Arc::ptr_eq(&leaf.memory, &buffer.memory));
     for buffer in own.iter().filter(|b| !of_leaf(b)) {
-        let zeros = flush.backend.upload(&vec![0; buffer.bytes])?;
+        let zeros = flush.backend.zeros(buffer.bytes)?;
         copy(flush.backend, &[zeros, buffer.clone()], buffer.bytes)?;
     }
     flush.whole()?;
@@ -125,7 +125,7 @@ impl Halves<'_> {
         let buffers = (self.flush.buffers.iter().enumerate())
             .map(|(i, b)| match self.leaves.get(i) {
                 Some(bytes) => backend.upload(bytes),
-                None => backend.upload(&vec![0; b.bytes]),
+                None => backend.zeros(b.bytes),
             })
             .collect::<Result<Vec<_>, _>>()?;
         let part = Recording { commands: self.flush.recording.commands[..n].to_vec() };

@@ -99,7 +99,8 @@ struct Prepared {
 enum Task {
     Map(Elementwise),
     Reduce(Box<ReducePlan>),
-    /// The inputs that are computed first, with their sizes in bytes, each into a binding behind the kernel's own. What comes after an op, if anything does, and the binding and bytes where the op's result lies, if it is stored as
+    /// The inputs that are computed first, with their sizes in bytes, each into a binding behind the kernel's own. What
+    /// comes after an op, if anything does, and the binding and bytes where the op's result lies, if it is stored as
     /// it is.
     Structured {
         pre: Vec<(Elementwise, usize)>,
