@@ -206,12 +206,14 @@ mod table {
             let _ = writeln!(
                 epilogue,
                 "@group(0) @binding({at}) var<storage, read_write> epilogue_out: array<{element}>;\n\
-                 fn store(i: u32, v: {ty}) {{ {look}{place} = {stored}(v); }}"
+                 fn store(i: u32, v: {ty}) {{ {look}{place} = {stored}(v); }}\n\
+                 fn store_at(i: u32, c: u32, v: {ty}) {{ store(i, v); }}"
             );
             if wide {
                 let _ = writeln!(
                     epilogue,
-                    "fn store4(i4: u32, v: vec4<{ty}>) {{ {look4}epilogue_out[i4] = vec4<{stored}>(v); }}"
+                    "fn store4(i4: u32, v: vec4<{ty}>) {{ {look4}epilogue_out[i4] = vec4<{stored}>(v); }}\n\
+                     fn store4_at(i4: u32, c: u32, v: vec4<{ty}>) {{ store4(i4, v); }}"
                 );
             }
             at += 1;

@@ -361,11 +361,11 @@ fn lanes(
 #endif
 #if VEC4
         if col < params.columns {
-            store4(i.x / 4u, v);
+            store4_at(i.x / 4u, batch * params.rows + row + r, v);
         }
 #else
         for (var c = 0u; c < min(4u, max(params.columns, col) - col); c++) {
-            store(i[c], v[c]);
+            store_at(i[c], batch * params.rows + row + r, v[c]);
         }
 #endif
     }
@@ -503,7 +503,7 @@ fn tiles(
 #endif
 #for p in 0..${PIECES}
 #for r in 0..4
-        keep(out_at, row + (down + 8u * ${p}u) * 4u + ${r}u, first, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+        keep(out_at, batch, row + (down + 8u * ${p}u) * 4u + ${r}u, first, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
 #end
 #end
     }
@@ -511,7 +511,7 @@ fn tiles(
 }
 
 // Stores four elements of a row, as far as they are in the output.
-fn keep(out_at: vec4<u32>, row: u32, col: u32, v: vec4<f32>) {
+fn keep(out_at: vec4<u32>, batch: u32, row: u32, col: u32, v: vec4<f32>) {
     if row < params.rows && col < params.columns {
 #if WEIGHT
         let i = out_at + row * params.columns;
@@ -519,10 +519,10 @@ fn keep(out_at: vec4<u32>, row: u32, col: u32, v: vec4<f32>) {
         let i = out_at + row * params.out_h * params.out_w;
 #endif
 #if VEC4
-        store4(i.x / 4u, v);
+        store4_at(i.x / 4u, batch * params.rows + row, v);
 #else
         for (var c = 0u; c < min(4u, params.columns - col); c++) {
-            store(i[c], v[c]);
+            store_at(i[c], batch * params.rows + row, v[c]);
         }
 #endif
     }
@@ -585,7 +585,7 @@ fn dot_products(
         workgroupBarrier();
     }
     if index == 0u {
-        store(tile, partial[0]);
+        store_at(tile, row, partial[0]);
     }
 }
 #endif

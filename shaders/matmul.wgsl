@@ -255,6 +255,32 @@ fn load_b(base: u32, k: u32, col: u32) -> vec4<${T}> {
 #else
 #if LANES
 #else
+#endif
+#endif
+#endif
+
+#if ANY
+#else
+// The coordinate along the output's last dimension.
+fn last(row: u32, col: u32) -> u32 {
+#if VEC4
+#if TURNED
+    return row;
+#else
+    return col;
+#endif
+#else
+    return select(row, col, params.out_n == 1u);
+#endif
+}
+#endif
+
+#if ANY
+#else
+#if COLUMN
+#else
+#if LANES
+#else
 // Stores a block of four rows (columns of `v`) and four columns, as far as they are in the output.
 fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
     let at = out + row * params.out_m + col * params.out_n;
@@ -262,7 +288,7 @@ fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
     let t = transpose(v);
 #for c in 0..4
     if row < params.m && col + ${c}u < params.n {
-        store4((at + ${c}u * params.out_n) / 4u, t[${c}]);
+        store4_at((at + ${c}u * params.out_n) / 4u, last(row, col + ${c}u), t[${c}]);
     }
 #end
 #else
@@ -270,10 +296,10 @@ fn keep(out: u32, row: u32, col: u32, v: mat4x4<f32>) {
     if row + ${r}u < params.m && col < params.n {
         let i = at + ${r}u * params.out_m;
 #if VEC4
-        store4(i / 4u, v[${r}]);
+        store4_at(i / 4u, last(row + ${r}u, col), v[${r}]);
 #else
         for (var c = 0u; c < min(4u, params.n - col); c++) {
-            store(i + c * params.out_n, v[${r}][c]);
+            store_at(i + c * params.out_n, last(row + ${r}u, col + c), v[${r}][c]);
         }
 #endif
     }
@@ -346,7 +372,7 @@ fn dot_products(
     let total = partial[0];
 #endif
     if index == 0u {
-        store(at.out + row * params.out_m + col * params.out_n, total);
+        store_at(at.out + row * params.out_m + col * params.out_n, last(row, col), total);
     }
 }
 #endif
@@ -377,7 +403,7 @@ fn axpy(
         sum = fma(load_a(at.a, row, k + ${q}u), vec4<f32>(y[${q}]), sum);
 #end
     }
-    store4((at.out + row) / 4u, sum);
+    store4_at((at.out + row) / 4u, row, sum);
 #else
     let row = tile % params.tiles_m * 64u + index;
     if row >= params.m {
@@ -386,7 +412,7 @@ fn axpy(
     for (var k = 0u; k < depth; k += 4u) {
         sum = fma(load_a(at.a, row, k), load_column(at.b, k, 0u), sum);
     }
-    store(at.out + row * params.out_m, (sum.x + sum.y) + (sum.z + sum.w));
+    store_at(at.out + row * params.out_m, row, (sum.x + sum.y) + (sum.z + sum.w));
 #endif
 }
 #endif
@@ -422,7 +448,7 @@ fn slices_of_columns(
         workgroupBarrier();
     }
     if index < 8u && row < params.m {
-        store4((at.out + row) / 4u, slices[index]);
+        store4_at((at.out + row) / 4u, row, slices[index]);
     }
 }
 #endif
@@ -446,7 +472,7 @@ fn any_strides(
     for (var k = 0u; k < depth; k++) {
         sum += a_one(x + k * params.a_k) * b_one(y + k * params.b_k);
     }
-    store(params.out_offset + i, sum);
+    store_at(params.out_offset + i, i % params.n, sum);
 }
 #endif
 

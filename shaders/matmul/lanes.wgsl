@@ -256,11 +256,11 @@ fn lanes(
             for (var q = 0u; q < bound(4u, tile); q++) {
 #if TURNED
                 if top < params.m && col + ${c}u * 4u + q < params.n {
-                    store4((first + q * params.out_n) / 4u, v[0]);
+                    store4_at((first + q * params.out_n) / 4u, top, v[0]);
                 }
 #else
                 if top + q < params.m && col + ${c}u * 4u < params.n {
-                    store4((first + q * params.out_m) / 4u, v[0]);
+                    store4_at((first + q * params.out_m) / 4u, col + ${c}u * 4u, v[0]);
                 }
 #endif
                 v = mat4x4<f32>(v[1], v[2], v[3], v[0]);
@@ -270,7 +270,7 @@ fn lanes(
                 // Where all sixteen move each time, that costs as much as half a store.
                 for (var q = 0u; q < bound(4u, tile); q++) {
                     if top + r < params.m && col + ${c}u * 4u + q < params.n {
-                        store(first + r * params.out_m + q * params.out_n, v[0].x);
+                        store_at(first + r * params.out_m + q * params.out_n, last(top + r, col + ${c}u * 4u + q), v[0].x);
                     }
                     v[0] = v[0].yzwx;
                 }
@@ -293,7 +293,7 @@ fn lanes(
         let r = select(own, row + ${ROWS}u, is_below || past == 4u);
         let c = select(left + 32u * ${FOURS}u, col + q, is_below);
         if r < params.m && c < params.n && (q < 4u * ${FOURS}u + 4u || lane == 0u) {
-            store(at.out + r * params.out_m + c * params.out_n, below[0].x);
+            store_at(at.out + r * params.out_m + c * params.out_n, last(r, c), below[0].x);
         }
 #for c in 1..${FOURS}
         below[${c} - 1] = vec4<f32>(below[${c} - 1].yzw, below[${c}].x);

@@ -181,6 +181,11 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     fn stores_tiles(&self) -> bool {
         false
     }
+    /// The dimension of the output along which its templates know the coordinate of what they store (`store_at`), so that
+    /// an epilogue's operands along it cost no division, and its size is no part of the kernel.
+    fn knows_coordinate(&self, _call: &Structured) -> Option<usize> {
+        None
+    }
     /// Whether its GPU kernels read halves as they are. (Others get them widened, and all CPU kernels do.)
     fn reads_halves(&self) -> bool {
         false

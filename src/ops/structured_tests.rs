@@ -109,8 +109,11 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
         let load = loads.iter().find(|load| usize::from(load.binding) == i);
         Binding { dtype: load.map_or(F32, |load| load.dtype), written: false }
     }));
+    let mut body = call.clone();
+    // As the scheduler leaves it: without dimensions that no operand tells apart.
+    body.post.collapse(call.post.shape.len());
     let kernel = Kernel {
-        body: Body::Structured(call.clone()),
+        body: Body::Structured(body),
         bindings,
         scalars: vec![],
         label: call.op.0.name().into(),
@@ -135,10 +138,18 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
 }
 
 /// The same with `+ c` fused behind it, `c` a tensor of one row.
-fn with_epilogue(mut call: Structured) -> (Structured, Vec<u8>) {
-    let row = call.out_shape.last().copied().unwrap_or(1);
+fn with_epilogue(call: Structured) -> (Structured, Vec<u8>) {
+    let last = call.out_shape.len() - 1;
+    with_epilogue_along(call, last)
+}
+
+/// The same with a `c` that has the size of one dimension.
+fn with_epilogue_along(mut call: Structured, dim: usize) -> (Structured, Vec<u8>) {
+    let size = call.out_shape[dim];
     let inputs = call.bound_inputs() as u16;
-    let layout = Layout::contiguous(&[row]).expand(&call.out_shape).expect("a row");
+    let mut shape = vec![1; call.out_shape.len()];
+    shape[dim] = size;
+    let layout = Layout::contiguous(&shape).expand(&call.out_shape).expect("one dimension");
     let value = (call.post.insts.len() + 1) as u16;
     call.post.insts.extend([
         Inst::Load(0),
@@ -146,7 +157,7 @@ fn with_epilogue(mut call: Structured) -> (Structured, Vec<u8>) {
     ]);
     call.post.loads.push(Access { binding: inputs + 1, dtype: F32, layout });
     call.post.stores[0].value = value;
-    (call, f32::to_bytes(&noise(row, 77)))
+    (call, f32::to_bytes(&noise(size, 77)))
 }
 
 #[track_caller]
@@ -159,9 +170,11 @@ pub(super) fn close(name: &str, got: &[u8], expected: &[f64], tolerance: f64) {
         assert!(same, "{name}: element {i} is {g}, not {e}");
     }
 }
-/// A variant of an op that would not be chosen.
+
+/// A variant of an op that would not be chosen: its name, whether it fuses epilogues, the dimension of whose coordinate it
+/// knows, and its dispatches.
 #[cfg(feature = "gpu")]
-pub(super) struct Forced<F>(pub &'static str, pub bool, pub F);
+pub(super) struct Forced<F>(pub &'static str, pub bool, pub Option<usize>, pub F);
 
 #[cfg(feature = "gpu")]
 impl<F> std::fmt::Debug for Forced<F> {
@@ -181,12 +194,15 @@ impl<F: Fn(&Structured) -> Vec<crate::backend::gpu::ShaderCall> + Send + Sync> S
     fn fuses_epilogue(&self) -> bool {
         self.1
     }
+    fn knows_coordinate(&self, _: &Structured) -> Option<usize> {
+        self.2
+    }
     fn gpu(
         &self,
         call: &Structured,
         _: &crate::backend::gpu::AdapterInfo,
     ) -> Vec<crate::backend::gpu::ShaderCall> {
-        (self.2)(call)
+        (self.3)(call)
     }
     fn cpu(&self, _: &Structured, _: &[&[u8]], _: &mut [u8]) -> Result<(), String> {
         Err("is for GPUs".into())

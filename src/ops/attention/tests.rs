@@ -267,7 +267,7 @@ mod on_gpus {
             let (op, shape) = case.forward();
             let calls =
                 move |call: &Structured| vec![Problem::forward(&op, call).calls(Pass::Forward, kernels.0)];
-            call(Forced("forced_attention", false, calls), inputs, &shape, F32)
+            call(Forced("forced_attention", false, None, calls), inputs, &shape, F32)
         };
         let backward = |case: &Case, inputs: &[(DType, Layout)]| {
             let (op, shape) = case.backward();
@@ -275,7 +275,7 @@ mod on_gpus {
                 let problem = Problem::backward(&op, call);
                 [Pass::Queries, Pass::Keys].map(|pass| problem.calls(pass, kernels.1)).into()
             };
-            call(Forced("forced_attention_backward", false, calls), inputs, &shape, F32)
+            call(Forced("forced_attention_backward", false, None, calls), inputs, &shape, F32)
         };
         compare(&format!("{kernels:?} {name}"), case, data, run, (forward, backward));
     }

@@ -125,6 +125,11 @@ impl StructuredOp for Conv2d {
         true
     }
 
+    fn knows_coordinate(&self, _: &Structured) -> Option<usize> {
+        // The channel. (Sums for weights come in parts, along another dimension.)
+        (self.part != Part::Weight).then_some(1)
+    }
+
     fn stores_once(&self) -> bool {
         true
     }

@@ -44,6 +44,10 @@ impl StructuredOp for Matmul {
         true
     }
 
+    fn knows_coordinate(&self, call: &Structured) -> Option<usize> {
+        call.out_shape.len().checked_sub(1)
+    }
+
     fn stores_tiles(&self) -> bool {
         true
     }

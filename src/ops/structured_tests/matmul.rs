@@ -66,7 +66,7 @@ pub(super) fn orders(
 pub(super) fn forced(kernel: crate::ops::matmul::variants::Kernel) -> impl StructuredOp {
     use crate::ops::matmul::Problem;
     use crate::ops::matmul::variants::Variant;
-    Forced("forced_matmul", true, move |call: &Structured| {
+    Forced("forced_matmul", true, Some(2), move |call: &Structured| {
         let variant = Variant { kernel, fits: |_, _, _| true };
         variant.calls(Problem::new(call), call.out_dtype)
     })

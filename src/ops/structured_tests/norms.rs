@@ -152,7 +152,7 @@ fn every_variant_of_the_norms() {
                     continue;
                 }
                 let rms = i % 2 == 1;
-                let op = Forced("forced_norm", !parameters, move |call: &Structured| {
+                let op = Forced("forced_norm", !parameters, None, move |call: &Structured| {
                     let op = Normalize { rms, eps: EPS, task };
                     Rows::new(&op, call, gpu().info()).calls(kernel, &op, call)
                 });

@@ -97,7 +97,7 @@ fn every_variant_of_softmax() {
                 let size = layout.end();
                 let (x, y) = (noise(size, 11), noise(size, 12));
                 for inputs in [1, 2] {
-                    let op = Forced("forced_softmax", true, move |call: &Structured| {
+                    let op = Forced("forced_softmax", true, None, move |call: &Structured| {
                         Rows::new(call, gpu().info()).calls(kernel, call, log)
                     });
                     let call = call(op, &vec![(F32, layout.clone()); inputs], &shape, F32);

@@ -162,12 +162,20 @@ fn every_variant_of_the_convolution() {
                     continue;
                 }
                 let op = Conv2d { part, geometry: g, parts: 1 };
-                let forced = Forced("forced_conv2d", true, move |call: &Structured| {
+                let knows = op.knows_coordinate(&problem(&g, part, 0, true, op).call);
+                let forced = Forced("forced_conv2d", true, knows, move |call: &Structured| {
                     problems(&op, call).iter().map(|p| p.call(kernel)).collect()
                 });
                 let p = problem(&g, part, 0, number % 2 == 0, forced);
-                let got = run(&*device, &p.call, &p.data).unwrap();
-                close(&format!("{kernel:?}, case {number}, {part:?}"), &got, &p.expected, 1e-5);
+                let name = format!("{kernel:?}, case {number}, {part:?}");
+                close(&name, &run(&*device, &p.call, &p.data).unwrap(), &p.expected, 1e-5);
+                let [channels, places] = [p.call.out_shape[1], p.call.out_shape[2..].iter().product()];
+                let (fused, c) = with_epilogue_along(p.call, 1);
+                let bias = f32::from_bytes(&c);
+                let sums = p.expected.iter().enumerate();
+                let sums: Vec<f64> = sums.map(|(i, v)| v + f64::from(bias[i / places % channels])).collect();
+                let data = [p.data[0].clone(), p.data[1].clone(), c];
+                close(&format!("{name} + c"), &run(&*device, &fused, &data).unwrap(), &sums, 1e-5);
             }
         }
     }
@@ -334,7 +342,7 @@ fn pools_of_every_shape() {
                 for (software, pairs) in [(false, true), (false, false), (true, false)] {
                     use crate::ops::pool::gpu::{Plan, fits_pairs};
                     // A large window's loop is too long for lanes that do not unroll it, so that is chosen above.
-                    let forced = Forced("forced_pool", true, move |call: &Structured| {
+                    let forced = Forced("forced_pool", true, None, move |call: &Structured| {
                         let pairs = pairs && fits_pairs(&op, call);
                         Plan::new(&op, call, pairs, software).map(|p| p.call(&op, call)).into_iter().collect()
                     });

@@ -138,6 +138,8 @@ pub struct Space<'a> {
     pub groups: Vec<Group>,
     /// Coordinates that loops provide, by dimension.
     pub loops: HashMap<usize, String>,
+    /// Another that need not be found from its group's index.
+    pub known: Option<(usize, String)>,
 }
 
 /// How four neighbours along the vector dimension lie in memory.
@@ -227,6 +229,8 @@ pub struct Printer<'a> {
     /// Look at the floating-point numbers that are stored.
     pub looks: bool,
     names: usize,
+    /// Loops' strides that are parameters.
+    strides: Vec<(usize, String)>,
 }
 
 impl<'a> Printer<'a> {
@@ -239,6 +243,7 @@ impl<'a> Printer<'a> {
             library,
             looks: false,
             names: 0,
+            strides: vec![],
         }
     }
 
@@ -264,7 +269,7 @@ impl<'a> Printer<'a> {
 
     /// Prints `program`'s instructions and returns their registers' names. `anchor` is what `Inst::Anchor` is.
     pub fn program(&mut self, program: &Program, space: &Space, anchor: &str) -> Vec<String> {
-        let mut scope = Scope { space, known: HashMap::new() };
+        let mut scope = Scope::new(space);
         let wide = space.vector.is_some();
         let mut registers: Vec<String> = vec![];
         let mut sums = Sums::default();
@@ -328,7 +333,7 @@ impl<'a> Printer<'a> {
 
     /// Prints the stores. Where the last four is cut short, `left` is how many elements of it there are.
     pub fn stores(&mut self, program: &Program, space: &Space, registers: &[String], left: Option<&str>) {
-        let mut scope = Scope { space, known: HashMap::new() };
+        let mut scope = Scope::new(space);
         let wide = space.vector.is_some();
         for (i, store) in program.stores.iter().enumerate() {
             let value = &registers[usize::from(store.value)];
@@ -465,7 +470,11 @@ impl<'a> Printer<'a> {
         }
         for d in 0..layout.rank() {
             if let Some(coordinate) = space.loops.get(&d) {
-                terms.extend(times(coordinate, step[d]));
+                terms.extend(match step[d] {
+                    0 | 1 => times(coordinate, step[d]),
+                    // Sums over rows of any length are one kernel.
+                    stride => Some(format!("{coordinate} * {}", self.stride(stride))),
+                });
             }
         }
         match terms.as_slice() {
@@ -483,8 +492,17 @@ impl<'a> Printer<'a> {
         }
     }
 
+    fn stride(&mut self, stride: usize) -> String {
+        if let Some((_, known)) = self.strides.iter().find(|(s, _)| *s == stride) {
+            return known.clone();
+        }
+        let text = self.numbers.add(stride as u32);
+        self.strides.push((stride, text.clone()));
+        text
+    }
+
     fn coordinate(&mut self, group: &Group, d: usize, radix: &[usize], scope: &mut Scope) -> String {
-        let key = format!("coordinate {d}");
+        let key = coordinate_of(d);
         if let Some(known) = scope.known.get(&key) {
             return known.clone();
         }
@@ -507,6 +525,17 @@ struct Scope<'a> {
     space: &'a Space<'a>,
     /// Expressions that have a name already.
     known: HashMap<String, String>,
+}
+
+impl<'a> Scope<'a> {
+    fn new(space: &'a Space<'a>) -> Scope<'a> {
+        let known = space.known.iter().map(|(d, text)| (coordinate_of(*d), text.clone())).collect();
+        Scope { space, known }
+    }
+}
+
+fn coordinate_of(d: usize) -> String {
+    format!("coordinate {d}")
 }
 
 /// A dimension's size as its coordinate counts.

@@ -102,7 +102,7 @@ pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Libr
 pub fn body(p: &mut Printer, program: &Program, vector: Option<usize>, i: &str, left: Option<String>) {
     debug_assert!(vector.is_none_or(|v| divides(&program.shape, v)));
     let groups = vec![Group { dims: 0..program.shape.len(), index: i.to_string() }];
-    let space = Space { shape: &program.shape, vector, groups, loops: Default::default() };
+    let space = Space { shape: &program.shape, vector, groups, loops: Default::default(), known: None };
     let registers = p.program(program, &space, "anchor");
     p.stores(program, &space, &registers, left.as_deref());
 }

@@ -273,7 +273,7 @@ fn value(p: &mut Printer, r: &Reduce, dim: Option<usize>, lane: Lane, acc: &str)
     if r.kept > 0 && loops.contains_key(&0) {
         groups.remove(0);
     }
-    let space = Space { shape: &r.pre.shape, vector: dim, groups, loops };
+    let space = Space { shape: &r.pre.shape, vector: dim, groups, loops, known: None };
     let registers = p.program(&r.pre, &space, "anchor");
     let both = combine(r.op, r.dtype, acc, &registers[usize::from(r.value)], dim.is_some());
     p.line(&format!("{acc} = {both};"));

@@ -35,9 +35,11 @@ pub fn structured(
     let bare = template::expand(text, library, &bare).map_err(wrong)?;
 
     let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
-    let singles = !wide || bare.contains("store(");
+    let calls = |name: &str| bare.contains(&format!("{name}("));
+    let singles = !wide || calls("store") || calls("store_at");
+    let handed = (calls("store_at") || calls("store4_at")).then(|| handed(s));
     let computed = Computed::all(s, call, &bare);
-    let stores = Stores { wide, singles, looks };
+    let stores = Stores { wide, singles, handed, looks };
     let (prologue, epilogue) = match template::mentions(text, "epilogue") {
         true => around(kernel, s, &bare, &computed, stores, info, library)?,
         false => Default::default(),
@@ -65,8 +67,32 @@ struct Stores {
     wide: bool,
     /// One by one, by `store`.
     singles: bool,
+    /// By `store_at` and `store4_at`, with a coordinate.
+    handed: Option<Handed>,
     /// And looks at them.
     looks: bool,
+}
+
+/// A coordinate that a template hands to `store_at`.
+#[derive(Clone, Copy)]
+struct Handed {
+    /// The dimension of the epilogue's shape that it belongs to, if there is one.
+    dim: Option<usize>,
+    /// Neighbours in memory differ in it.
+    last: bool,
+}
+
+/// An epilogue's shape is the output's, with neighbouring dimensions merged where its operands allow that.
+fn handed(s: &Structured) -> Handed {
+    let known = s.op.0.knows_coordinate(s).filter(|&d| s.out_shape.get(d).is_some_and(|&size| size > 1));
+    let within = |shape: &[usize], d: usize| shape[d + 1..].iter().product::<usize>();
+    let inner = known.map(|d| within(&s.out_shape, d));
+    let shape = &s.post.shape;
+    let dim = known.and_then(|known| {
+        (0..shape.len())
+            .find(|&d| shape[d] == s.out_shape[known] && Some(within(shape, d)) == inner)
+    });
+    Handed { dim, last: inner == Some(1) }
 }
 
 /// How a template reads an input that is computed there.
@@ -102,7 +128,7 @@ impl<'a> Computed<'a> {
         let last = program.shape.len().saturating_sub(1);
         let mut print = |head: &str, index: &str, vector: Option<usize>| {
             p.open(head);
-            let registers = p.program(program, &space(program, index, vector), "");
+            let registers = p.program(program, &space(program, index, vector, None), "");
             p.line(&format!("return {};", registers[usize::from(*value)]));
             p.close();
         };
@@ -122,10 +148,11 @@ impl<'a> Computed<'a> {
     }
 }
 
-/// A program's space, walked by one index.
-fn space<'a>(program: &'a Program, index: &str, vector: Option<usize>) -> Space<'a> {
+/// A program's space, walked by one index, with the coordinate `c` of a dimension.
+fn space<'a>(program: &'a Program, index: &str, vector: Option<usize>, known: Option<usize>) -> Space<'a> {
     let groups = vec![Group { dims: 0..program.shape.len(), index: index.into() }];
-    Space { shape: &program.shape, vector, groups, loops: Default::default() }
+    let known = known.map(|d| (d, if vector == Some(d) { "(c / 4u)" } else { "c" }.into()));
+    Space { shape: &program.shape, vector, groups, loops: Default::default(), known }
 }
 
 /// The functions for computed inputs; and `store` with, for templates that work in fours, `store4`.
@@ -134,7 +161,7 @@ fn around(
     s: &Structured,
     bare: &str,
     computed: &[Computed],
-    Stores { wide, singles, looks }: Stores,
+    Stores { wide, singles, handed, looks }: Stores,
     info: &AdapterInfo,
     library: &Library,
 ) -> Result<(String, String), Fault> {
@@ -180,23 +207,30 @@ fn around(
     let mut print = |head: &str, index: &str, vector: Option<usize>| {
         p.open(head);
         p.line("let anchor = v;");
-        let space = space(post, index, vector);
+        let space = space(post, index, vector, handed.and_then(|h| h.dim));
         let registers = p.program(post, &space, "anchor");
         p.stores(post, &space, &registers, None);
         p.close();
     };
+    let (end, coordinate) = if handed.is_some() { ("_at", " c: u32,") } else { ("", "") };
     let ty = register_type(s.out_dtype, false);
     if singles {
-        print(&format!("fn store(i: u32, v: {ty}) {{"), "i", None);
+        print(&format!("fn store{end}(i: u32,{coordinate} v: {ty}) {{"), "i", None);
     }
     if wide {
         let ty = register_type(s.out_dtype, true);
+        let head = format!("fn store4{end}(i4: u32,{coordinate} v: {ty}) {{");
         match by_four {
-            true => print(&format!("fn store4(i4: u32, v: {ty}) {{"), "i4", Some(post.shape.len() - 1)),
+            true => print(&head, "i4", Some(post.shape.len() - 1)),
             false => {
-                p.open(&format!("fn store4(i4: u32, v: {ty}) {{"));
+                p.open(&head);
                 for lane in 0..4 {
-                    p.line(&format!("store(i4 * 4u + {lane}u, v[{lane}]);"));
+                    let c = match handed {
+                        None => String::new(),
+                        Some(Handed { last: true, .. }) => format!(" c + {lane}u,"),
+                        Some(_) => " c,".into(),
+                    };
+                    p.line(&format!("store{end}(i4 * 4u + {lane}u,{c} v[{lane}]);"));
                 }
                 p.close();
             }
