@@ -90,11 +90,21 @@ impl Problem {
         self.is_loose() && self.tiles(33, columns + 1) <= self.tiles(32, columns) * 9 / 10
     }
 
-    /// How many products lose as much time in the smallest tiles as the driver needs longer to compile larger ones:
-    /// about 50 ms. At once for those that are slow to begin with.
-    fn quick_runs(&self) -> Option<u32> {
-        let loss = self.cost_of_lanes([8, 1, 0]).saturating_sub(self.cost_of_lanes(self.best_lanes()));
-        u32::try_from(50_000_000 / loss.max(1)).ok().filter(|&runs| runs > 8)
+    /// The kernel that a software driver compiles in the shortest time, and how many products lose as much time in it
+    /// as compiling the best one takes longer: about 50 ms. None for those that are slow to begin with.
+    fn quick(&self) -> Option<(Kernel, u32)> {
+        let tiles =
+            || (Kernel::Lanes { rows: 8, fours: 1, more: 0, subgroup: true }, self.cost_of_lanes([8, 1, 0]));
+        let elements = || (Kernel::Any, self.cost_of_elements());
+        let (kernel, cost) = if self.flops() <= SMALL && self.k <= 512 { elements() } else { tiles() };
+        let loss = cost.saturating_sub(self.cost_of_lanes(self.best_lanes()));
+        let runs = u32::try_from(50_000_000 / loss.max(1)).ok().filter(|&runs| runs > 8)?;
+        Some((kernel, runs))
+    }
+
+    /// The same as `cost_of_lanes`, of an invocation for each element.
+    fn cost_of_elements(&self) -> usize {
+        (self.outputs().div_ceil(8) * (20 * self.k + 200)).div_ceil(threads())
     }
 
     /// Work done in tiles of a size, padding included.
@@ -139,6 +149,9 @@ pub(in crate::ops) enum Kernel {
 
 /// Operations up to which a product takes less time than the compiling of a faster kernel.
 const TINY: u64 = 1 << 15;
+
+/// Operations up to which it may run a few times in a kernel that compiles fast.
+const SMALL: u64 = 1 << 20;
 
 /// The first that fits is taken.
 pub(in crate::ops) const VARIANTS: &[Variant] = &{
@@ -252,9 +265,8 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let first = chosen(&problem, call, adapter)?;
     first.kernel.tile()?;
     let timed = problem.flops() >= WORTH_TIMING;
-    let small = Kernel::Lanes { rows: 8, fours: 1, more: 0, subgroup: true };
-    let runs = problem.quick_runs();
-    let quick = |v: &Variant| v.kernel == small && runs.is_some();
+    let fast = problem.quick();
+    let quick = |v: &Variant| fast.is_some_and(|(kernel, _)| v.kernel == kernel);
     let like = |v: &&Variant| match (v.kernel, first.kernel) {
         (Kernel::Lanes { rows, fours, more, subgroup }, Kernel::Lanes { subgroup: with, .. }) => {
             // Compiling them to see takes long: only what may be as fast.
@@ -262,6 +274,7 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
             let wanted = rows != 32 || problem.wants_more(32 * fours) == (more == 1);
             subgroup == with && (quick(v) || wanted && cost < least + least / 4)
         }
+        (Kernel::Any, Kernel::Lanes { subgroup: true, .. }) => quick(v),
         (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
         (Kernel::Cooperative { size, lanes, .. }, Kernel::Cooperative { size: s, lanes: l, .. }) => {
             (size, lanes) == (s, l)
@@ -271,7 +284,7 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let others = VARIANTS.iter().filter(like).filter(|v| v.kernel != first.kernel && (timed || quick(v)));
     let ways: Vec<&Variant> = std::iter::once(first).chain(others).collect();
     let at = ways.iter().position(|v| quick(v)).filter(|&at| at > 0);
-    let quick = at.zip(runs).map(|(at, runs)| Quick { at, runs });
+    let quick = at.zip(fast).map(|(at, (_, runs))| Quick { at, runs });
     let ways =
         ways.into_iter().map(|v| (format!("{:?}", v.kernel), v.calls(problem.clone(), call.out_dtype)));
     // Sizes count with two binary digits; beyond that it makes no difference.

@@ -89,8 +89,7 @@ fn handed(s: &Structured) -> Handed {
     let inner = known.map(|d| within(&s.out_shape, d));
     let shape = &s.post.shape;
     let dim = known.and_then(|known| {
-        (0..shape.len())
-            .find(|&d| shape[d] == s.out_shape[known] && Some(within(shape, d)) == inner)
+        (0..shape.len()).find(|&d| shape[d] == s.out_shape[known] && Some(within(shape, d)) == inner)
     });
     Handed { dim, last: inner == Some(1) }
 }
