@@ -1,8 +1,9 @@
 //! Compiling ahead of a software driver. Lavapipe compiles a kernel when it is first dispatched, one after another on
 //! its queue's thread, and keeps the code on disk. So the kernels of a new plan are dispatched on devices of their own
 //! as well, over no workgroups, the plan's last kernel first, until one comes up that is on disk already: the queue
-//! has got that far, or an earlier process did.
+//! has got that far, or an earlier process did. Then those that the tuner wants to time, which need not wait for anything.
 
+use std::collections::{HashSet, VecDeque};
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use super::pipeline::{Layout, LayoutKey, build};
 const FOUND: Duration = Duration::from_millis(3);
 /// Fewer kernels are compiled before a device is open.
 const FEW: usize = 4;
+/// What a process may spend on kernels that it might do without.
+const LUXURY: Duration = Duration::from_secs(5);
 /// At most so many threads, each with a device.
 const THREADS: usize = 3;
 /// Bytes of the buffers that stand in for a kernel's; nothing reads or writes them.
@@ -51,9 +54,21 @@ struct Work {
 struct State {
     /// The next to compile is the last. If it is on disk, so are those before it.
     jobs: Vec<Job>,
+    /// What one thread compiles when there is nothing else to do.
+    later: VecDeque<Later>,
+    /// Names of what was to be compiled later, and of what is.
+    asked: HashSet<String>,
+    ready: HashSet<String>,
+    spent: Duration,
     /// Threads that will take more jobs, and those that are in the driver.
     taking: usize,
     inside: usize,
+}
+
+enum Later {
+    Compile(Job),
+    /// What has this name is compiled.
+    Ready(String),
 }
 
 impl Ahead {
@@ -75,6 +90,22 @@ impl Ahead {
         let mut state = self.work.state.lock();
         state.jobs.extend(jobs);
         let wanted = (state.jobs.len() / 2).min(THREADS).min(threads() - 1);
+        self.start(&mut state, wanted);
+    }
+
+    /// Compiles what is not wanted yet, once, as long as there is time for that. Returns whether it is compiled.
+    pub fn prepare(&self, name: &str, jobs: impl FnOnce() -> Vec<Job>) -> bool {
+        let mut state = self.work.state.lock();
+        if state.spent < LUXURY && state.asked.insert(name.into()) {
+            state.later.extend(jobs().into_iter().map(Later::Compile));
+            state.later.push_back(Later::Ready(name.into()));
+            self.start(&mut state, 1);
+        }
+        state.ready.contains(name)
+    }
+
+    /// Has so many threads take jobs.
+    fn start(&self, state: &mut State, wanted: usize) {
         while state.taking < wanted {
             let (adapter, work) = (self.adapter.clone(), self.work.clone());
             let builder = std::thread::Builder::new().name("wgrad compiling".into());
@@ -90,6 +121,7 @@ impl Ahead {
     pub fn finish(&self) {
         let mut state = self.work.state.lock();
         state.jobs.clear();
+        state.later.clear();
         // Not for ever: a driver that hangs here must not keep the program.
         let latest = Instant::now() + Duration::from_secs(5);
         while state.inside > 0 && !self.work.gone.wait_until(&mut state, latest).timed_out() {}
@@ -105,13 +137,17 @@ impl Work {
     /// What goes wrong here concerns nobody: the queue compiles what it does not find.
     fn run(&self, adapter: &wgpu::Adapter) {
         let bench = tried(|| Bench::new(adapter));
-        while let Some(job) = self.next() {
+        while let Some((job, wanted)) = self.next() {
             let Some(took) = bench.as_ref().and_then(|bench| tried(|| bench.compile(&job))) else { continue };
             if report::level() >= 1 {
                 eprintln!("wgrad {}: {} compiled ahead in {took:?}", adapter.get_info().name, job.label);
             }
-            if took < FOUND {
-                self.state.lock().jobs.clear();
+            let mut state = self.state.lock();
+            if wanted && took < FOUND {
+                state.jobs.clear();
+            }
+            if !wanted {
+                state.spent += took;
             }
         }
         drop(bench);
@@ -119,13 +155,25 @@ impl Work {
         self.gone.notify_all();
     }
 
-    fn next(&self) -> Option<Job> {
+    /// A job, and whether the queue waits for it. Without one the thread ends.
+    fn next(&self) -> Option<(Job, bool)> {
         let mut state = self.state.lock();
-        let job = state.jobs.pop();
-        if job.is_none() {
-            state.taking -= 1;
+        if let Some(job) = state.jobs.pop() {
+            return Some((job, true));
         }
-        job
+        if state.spent > LUXURY {
+            state.later.clear();
+        }
+        while state.taking == 1
+            && let Some(later) = state.later.pop_front()
+        {
+            match later {
+                Later::Compile(job) => return Some((job, false)),
+                Later::Ready(name) => drop(state.ready.insert(name)),
+            }
+        }
+        state.taking -= 1;
+        None
     }
 }
 

@@ -70,6 +70,15 @@ pub struct LayoutKey {
 }
 
 impl LayoutKey {
+    pub fn new(kernel: &Kernel, call: &Call) -> LayoutKey {
+        LayoutKey {
+            params: !call.params.is_empty(),
+            scalars: !kernel.scalars.is_empty(),
+            written: kernel.bindings.iter().map(|b| b.written).collect(),
+            status: call.status,
+        }
+    }
+
     /// What is bound, and where: first the uniforms, then the buffers, then the status words.
     pub fn bindings(&self) -> impl Iterator<Item = (u32, wgpu::BufferBindingType)> {
         use wgpu::BufferBindingType::{Storage, Uniform};
@@ -338,12 +347,7 @@ fn wanted(info: &AdapterInfo, recording: &Recording, looks: bool) -> Result<Vec<
         let Command::Dispatch { kernel, .. } = step else { continue };
         let calls = codegen::generate(kernel, info, looks);
         for call in calls.map_err(|f| Fault { command: Some(command), ..f })? {
-            let layout = LayoutKey {
-                params: !call.params.is_empty(),
-                scalars: !kernel.scalars.is_empty(),
-                written: kernel.bindings.iter().map(|b| b.written).collect(),
-                status: call.status,
-            };
+            let layout = LayoutKey::new(kernel, &call);
             out.push(Wanted { command, layout, call });
         }
     }

@@ -3,9 +3,10 @@
 //!
 //! A plan that has run `PATIENCE` times is likely to run many times more. From then on each of its runs is followed
 //! by a look at one kernel that has several ways. All of them are timed, on buffers of their own, until the
-//! process has spent `BUDGET` on this; and the quick one, with which a software driver has a first result early, is
-//! left for the one that should run fastest when so many runs are seen that its compiling pays. As all ways sum in one order, no result depends on what is chosen, nor
-//! on when. `WGRAD_AUTOTUNE=0` turns the timing off.
+//! process has spent `BUDGET` on this (where a driver takes long to compile, that goes on beside the plan's runs before,
+//! see `ahead.rs`); and the quick one, with which a software driver has a first result early, is left for the one that
+//! should run fastest when so many runs are seen that its compiling pays. As all ways sum in one order, no result depends on
+//! what is chosen, nor on when. `WGRAD_AUTOTUNE=0` turns the timing off.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,8 +19,10 @@ use crate::backend::{Backend, Buffer, Fault, report};
 use crate::graph::dtype::Scalar;
 use crate::graph::kernel::{Body, Command, Kernel, Recording};
 
+use super::ahead::Job;
+use super::codegen::{self, Call};
 use super::device::wait;
-use super::pipeline::Plan;
+use super::pipeline::{LayoutKey, Plan};
 use super::{Gpu, ShaderCall, disk};
 
 /// Runs of a plan before the first of its kernels is timed.
@@ -197,6 +200,7 @@ impl Gpu {
             if let Some(sizes) = sizes.filter(|_| ways.timed)
                 && self.info.tuner.has_time()
                 && !self.info.tuner.knows(&ways)
+                && self.has_compiled(kernel, &ways)
             {
                 worked = true;
                 if self.time(kernel, &ways, &sizes).is_err() {
@@ -211,6 +215,20 @@ impl Gpu {
         if stale && let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording, looks) {
             *repeated.plan.lock() = Arc::new(plan);
         }
+    }
+
+    /// Whether nothing speaks against timing a kernel's ways: where they can be compiled beside the work, they are first,
+    /// and looked at the next time.
+    fn has_compiled(&self, kernel: &Kernel, ways: &Ways) -> bool {
+        let Some(ahead) = &self.pipelines.ahead else { return true };
+        ahead.prepare(&ways.key, || {
+            let call = |(_, calls): &(String, Vec<ShaderCall>)| {
+                codegen::generate_by(kernel, &self.info, false, |_| calls.clone()).unwrap_or_default()
+            };
+            let job =
+                |call: Call| Job { label: kernel.label.clone(), layout: LayoutKey::new(kernel, &call), call };
+            ways.ways.iter().flat_map(call).map(job).collect()
+        })
     }
 
     /// Times each way of a kernel, and chooses the fastest.

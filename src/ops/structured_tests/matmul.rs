@@ -392,7 +392,11 @@ fn a_plan_that_repeats_is_tuned_and_its_results_stay() {
     let recording = Recording { commands: vec![command] };
     let compiled = device.compile(&recording, false).unwrap();
     let mut first = None;
-    for turn in 0..40 {
+    for turn in 0..60 {
+        if turn == 40 {
+            // Its ways are compiled meanwhile, to be timed at the next look.
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         device.run(&recording, &compiled, &buffers, &[]).unwrap();
         let got = device.download(&buffers[2], 0..4 * m * n).unwrap();
         assert!(*first.get_or_insert_with(|| got.clone()) == got, "run {turn} differs");

@@ -12,11 +12,11 @@ use std::fmt::Write;
 use crate::backend::{Fault, Prices};
 use crate::error::ErrorKind;
 use crate::graph::dtype::DType;
-use crate::graph::kernel::{Body, Kernel};
+use crate::graph::kernel::{Body, Kernel, Structured};
 use crate::graph::program::{Inst, Program};
 
 use super::template::{self, Library};
-use super::{AdapterClass, AdapterInfo, kernels};
+use super::{AdapterClass, AdapterInfo, ShaderCall, kernels};
 use emit::{Buffer, Printer};
 use structured::structured;
 
@@ -53,6 +53,17 @@ fn fault(kind: ErrorKind, message: String) -> Fault {
 /// The dispatches that compute a kernel. Those without work are left out. Those that are to look tell of NaN and
 /// infinity among the numbers that they store.
 pub fn generate(kernel: &Kernel, info: &AdapterInfo, looks: bool) -> Result<Vec<Call>, Fault> {
+    let chosen = |s: &Structured| s.op.0.gpu(s, info);
+    generate_by(kernel, info, looks, chosen)
+}
+
+/// The same, a structured op by these dispatches of its templates.
+pub fn generate_by(
+    kernel: &Kernel,
+    info: &AdapterInfo,
+    looks: bool,
+    calls: impl FnOnce(&Structured) -> Vec<ShaderCall>,
+) -> Result<Vec<Call>, Fault> {
     if kernel.bindings.iter().any(|b| b.dtype == DType::F64) || kernel.scalars.contains(&DType::F64) {
         let message = "float64 does not run on a GPU (WGSL has no 64-bit float); use the CPU device".into();
         return Err(fault(ErrorKind::DType, message));
@@ -90,7 +101,7 @@ pub fn generate(kernel: &Kernel, info: &AdapterInfo, looks: bool) -> Result<Vec<
             let slow = info.is_software() && s.op.0.stores_tiles();
             let cut = if slow { apart::apart(s) } else { None };
             let op = cut.as_ref().map_or(s, |(op, _)| op);
-            let calls = s.op.0.gpu(s, info);
+            let calls = calls(s);
             let calls = calls.iter().map(|call| structured(kernel, op, call, info, looks));
             let mut calls = calls.collect::<Result<Vec<_>, Fault>>()?;
             if let Some((_, after)) = &cut {
