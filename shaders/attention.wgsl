@@ -10,14 +10,19 @@
 //
 // FlashAttention-2 (Dao 2023) is the source: no matrix of scores is kept, and under CAUSAL tiles of scores that count for nothing are not visited.
 //
-// Two kernels: LANES for software adapters, TILES for GPUs. E4, V4: columns of x and a, and of y and b, in vec4s.
+// Three kernels: LANES and WIDE for software adapters, TILES for GPUs. E4, V4: columns of x and a, and of y and b, in vec4s.
+// A_SUMS, B_SUMS: whether a's and b's are summed. PAIRS: rows are read in words of 64 bits.
 // X_AT … B_AT: bindings. VEC: everything is read and stored in vec4s. MASK: there is one, added; BOOLS: it is of bools.
-//! variant lanes, forward: LANES=1 SUBGROUP=1 ROWS=4 FOUR=1 STEP=8 E4=8 V4=8 LOAD_A=8 LOAD_B=8 FORWARD=1 LSE=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=0 A_AT=3 B_AT=4
-//! variant lanes, forward, wide: LANES=1 SUBGROUP=1 ROWS=2 FOUR=0 STEP=4 E4=20 V4=32 LOAD_A=10 LOAD_B=16 FORWARD=1 LSE=0 CAUSAL=0 MASK=1 BOOLS=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
-//! variant lanes, forward, no subgroups: LANES=1 SUBGROUP=0 ROWS=4 FOUR=1 STEP=4 E4=2 V4=3 LOAD_A=8 LOAD_B=12 FORWARD=1 LSE=1 CAUSAL=1 MASK=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
-//! variant lanes, queries: LANES=1 SUBGROUP=1 ROWS=2 FOUR=0 STEP=1 E4=8 V4=8 LOAD_A=1 LOAD_B=1 QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
-//! variant lanes, keys: LANES=1 SUBGROUP=1 ROWS=2 FOUR=0 STEP=1 E4=8 V4=8 LOAD_A=1 LOAD_B=1 KEYS=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
-//! variant lanes, keys, no subgroups: LANES=1 SUBGROUP=0 ROWS=2 FOUR=0 STEP=4 E4=2 V4=3 LOAD_A=8 LOAD_B=12 KEYS=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 MASK=1 VEC=0 VEC4=0 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
+//! variant lanes, forward: LANES=1 SUBGROUP=1 PAIRS=1 ROWS=4 FOUR=1 STEP=8 E4=8 V4=8 LOAD_A=8 LOAD_B=8 FORWARD=1 B_SUMS=1 LSE=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=0 A_AT=3 B_AT=4
+//! variant lanes, forward, any strides: LANES=1 SUBGROUP=1 ROWS=2 FOUR=0 STEP=4 E4=20 V4=32 LOAD_A=10 LOAD_B=16 FORWARD=1 B_SUMS=1 LSE=0 CAUSAL=0 MASK=1 BOOLS=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
+//! variant lanes, forward, no subgroups: LANES=1 SUBGROUP=0 ROWS=4 FOUR=1 STEP=4 E4=2 V4=3 LOAD_A=8 LOAD_B=12 FORWARD=1 B_SUMS=1 LSE=1 CAUSAL=1 MASK=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
+//! variant lanes, queries: LANES=1 SUBGROUP=1 PAIRS=1 ROWS=2 FOUR=0 STEP=1 E4=8 V4=8 LOAD_A=1 LOAD_B=1 QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
+//! variant lanes, keys: LANES=1 SUBGROUP=1 PAIRS=1 ROWS=2 FOUR=0 STEP=1 E4=8 V4=8 LOAD_A=1 LOAD_B=1 KEYS=1 BACKWARD=1 A_SUMS=1 B_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
+//! variant lanes, keys, no subgroups: LANES=1 SUBGROUP=0 ROWS=2 FOUR=0 STEP=4 E4=2 V4=3 LOAD_A=8 LOAD_B=12 KEYS=1 BACKWARD=1 A_SUMS=1 B_SUMS=1 CAUSAL=1 MASK=1 VEC=0 VEC4=0 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
+//! variant wide, forward: WIDE=1 SUBGROUP=1 PAIRS=1 ROWS=16 FOURS_A=2 EACH_A=4 TURNED_A=xyzw FOURS_B=2 EACH_B=4 TURNED_B=xyzw FORWARD=1 B_SUMS=1 LSE=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=0 A_AT=3 B_AT=4
+//! variant wide, forward, any strides: WIDE=1 SUBGROUP=1 ROWS=8 FOURS_A=1 EACH_A=4 TURNED_A=xyzw FOURS_B=8 EACH_B=1 TURNED_B=yzwx FORWARD=1 B_SUMS=1 LSE=0 CAUSAL=0 MASK=1 BOOLS=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
+//! variant wide, queries: WIDE=1 SUBGROUP=1 PAIRS=1 ROWS=16 FOURS_A=4 EACH_A=2 TURNED_A=zwxy FOURS_B=2 EACH_B=4 TURNED_B=xyzw QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
+//! variant wide, keys: WIDE=1 SUBGROUP=1 PAIRS=1 ROWS=8 FOURS_A=2 EACH_A=4 TURNED_A=xyzw FOURS_B=4 EACH_B=2 TURNED_B=zwxy KEYS=1 BACKWARD=1 A_SUMS=1 B_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
 //! variant tiles, forward: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 FORWARD=1 LSE=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=0 A_AT=3 B_AT=4
 //! variant tiles, forward, masked: TILES=1 E4=3 V4=64 CHUNKS_A=1 CHUNKS_B=8 FORWARD=1 LSE=0 CAUSAL=0 MASK=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
 //! variant tiles, queries: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
@@ -25,6 +30,9 @@
 
 #import loops
 #import nan
+#if PAIRS
+#import pairs
+#endif
 
 struct Params {
     // Rows on either side.
@@ -70,21 +78,20 @@ struct Params {
     batch: array<vec4<u32>, 12>,
 }
 @group(0) @binding(0) var<uniform> params: Params;
+#for FLAG x at in 1 x ${X_AT}, BACKWARD y ${Y_AT}, 1 a ${A_AT}, 1 b ${B_AT}
+#if ${FLAG}
 #if VEC
-@group(0) @binding(${X_AT}) var<storage, read> x_in: array<vec4<f32>>;
-@group(0) @binding(${A_AT}) var<storage, read> a_in: array<vec4<f32>>;
-@group(0) @binding(${B_AT}) var<storage, read> b_in: array<vec4<f32>>;
+#if PAIRS
+@group(0) @binding(${at}) var<storage, read> ${x}_in: array<vec2<u64>>;
 #else
-@group(0) @binding(${X_AT}) var<storage, read> x_in: array<f32>;
-@group(0) @binding(${A_AT}) var<storage, read> a_in: array<f32>;
-@group(0) @binding(${B_AT}) var<storage, read> b_in: array<f32>;
+@group(0) @binding(${at}) var<storage, read> ${x}_in: array<vec4<f32>>;
 #endif
+#else
+@group(0) @binding(${at}) var<storage, read> ${x}_in: array<f32>;
+#endif
+#endif
+#end
 #if BACKWARD
-#if VEC
-@group(0) @binding(${Y_AT}) var<storage, read> y_in: array<vec4<f32>>;
-#else
-@group(0) @binding(${Y_AT}) var<storage, read> y_in: array<f32>;
-#endif
 @group(0) @binding(6) var<storage, read> lse_in: array<f32>;
 @group(0) @binding(7) var<storage, read> delta_in: array<f32>;
 #endif
@@ -140,61 +147,27 @@ const LEAST = -87.33655;
 const LOWEST = -3.4028234663852886e38f;
 
 // Four elements of a row from column `col` on; zeros past the last.
+#for FLAG x columns in 1 x e, BACKWARD y v, 1 a e, 1 b v
+#if ${FLAG}
+fn load_${x}(base: u32, row: u32, col: u32) -> vec4<f32> {
 #if VEC
-fn load_x(base: u32, row: u32, col: u32) -> vec4<f32> {
 #if TILES
-    return select(vec4<f32>(), x_in[(base + row * params.x_row + min(col, params.e - 4u)) / 4u], col < params.e);
+    return select(vec4<f32>(), ${x}_in[(base + row * params.${x}_row + min(col, params.${columns} - 4u)) / 4u], col < params.${columns});
 #else
-    return x_in[(base + row * params.x_row + col) / 4u];
-#endif
-}
-fn load_a(base: u32, row: u32, col: u32) -> vec4<f32> {
-#if TILES
-    return select(vec4<f32>(), a_in[(base + row * params.a_row + min(col, params.e - 4u)) / 4u], col < params.e);
+#if PAIRS
+    return bitcast<vec4<f32>>(from_pairs(${x}_in[(base + row * params.${x}_row + col) / 4u]));
 #else
-    return a_in[(base + row * params.a_row + col) / 4u];
+    return ${x}_in[(base + row * params.${x}_row + col) / 4u];
 #endif
-}
-fn load_b(base: u32, row: u32, col: u32) -> vec4<f32> {
-#if TILES
-    return select(vec4<f32>(), b_in[(base + row * params.b_row + min(col, params.v - 4u)) / 4u], col < params.v);
-#else
-    return b_in[(base + row * params.b_row + col) / 4u];
-#endif
-}
-#if BACKWARD
-fn load_y(base: u32, row: u32, col: u32) -> vec4<f32> {
-#if TILES
-    return select(vec4<f32>(), y_in[(base + row * params.y_row + min(col, params.v - 4u)) / 4u], col < params.v);
-#else
-    return y_in[(base + row * params.y_row + col) / 4u];
-#endif
-}
 #endif
 #else
-fn load_x(base: u32, row: u32, col: u32) -> vec4<f32> {
     let c = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let i = base + row * params.x_row + min(c, vec4<u32>(params.e - 1u)) * params.x_col;
-    return select(vec4<f32>(), vec4<f32>(x_in[i.x], x_in[i.y], x_in[i.z], x_in[i.w]), c < vec4<u32>(params.e));
-}
-fn load_a(base: u32, row: u32, col: u32) -> vec4<f32> {
-    let c = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let i = base + row * params.a_row + min(c, vec4<u32>(params.e - 1u)) * params.a_col;
-    return select(vec4<f32>(), vec4<f32>(a_in[i.x], a_in[i.y], a_in[i.z], a_in[i.w]), c < vec4<u32>(params.e));
-}
-fn load_b(base: u32, row: u32, col: u32) -> vec4<f32> {
-    let c = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let i = base + row * params.b_row + min(c, vec4<u32>(params.v - 1u)) * params.b_col;
-    return select(vec4<f32>(), vec4<f32>(b_in[i.x], b_in[i.y], b_in[i.z], b_in[i.w]), c < vec4<u32>(params.v));
-}
-#if BACKWARD
-fn load_y(base: u32, row: u32, col: u32) -> vec4<f32> {
-    let c = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let i = base + row * params.y_row + min(c, vec4<u32>(params.v - 1u)) * params.y_col;
-    return select(vec4<f32>(), vec4<f32>(y_in[i.x], y_in[i.y], y_in[i.z], y_in[i.w]), c < vec4<u32>(params.v));
+    let i = base + row * params.${x}_row + min(c, vec4<u32>(params.${columns} - 1u)) * params.${x}_col;
+    return select(vec4<f32>(), vec4<f32>(${x}_in[i.x], ${x}_in[i.y], ${x}_in[i.z], ${x}_in[i.w]), c < vec4<u32>(params.${columns}));
+#endif
 }
 #endif
-#endif
+#end
 
 // Stores four elements of a row of `columns`, as far as there are so many.
 fn keep(row: u32, col: u32, columns: u32, value: vec4<f32>) {
@@ -218,6 +191,10 @@ fn keep(row: u32, col: u32, columns: u32, value: vec4<f32>) {
 
 #if LANES
 #include lanes
+#endif
+
+#if WIDE
+#include wide
 #endif
 
 #if TILES

@@ -31,38 +31,29 @@ fn lanes(
     let rows = vec2<u32>(first, first + 1u);
 #endif
     let inside = min(rows, Places(params.mine - 1u));
-    var x: array<Rows, 4 * ${E4}>;
-#for d in 0..${E4}
-    {
+#for FLAG x columns FOURS in 1 x e ${E4}, BACKWARD y v ${V4}
+#if ${FLAG}
+    // They move up from the last places: a load for each place would be much code, which drivers take long to compile.
+    var ${x}: array<Rows, 4 * ${FOURS}>;
+    for (var d = 0u; d < bound(params.${columns}, tile); d += 4u) {
 #for r in 0..${ROWS}
-        let t${r} = load_x(at.x, inside[${r}], ${d}u * 4u);
+        let t${r} = load_${x}(at.${x}, inside[${r}], d);
+#end
+#for i in 1..${FOURS}
+#for c in 0..4
+        ${x}[${i}u * 4u + ${c}u - 4u] = ${x}[${i}u * 4u + ${c}u];
+#end
 #end
 #for c in 0..4
 #if FOUR
-        x[${d}u * 4u + ${c}u] = vec4<f32>(t0[${c}], t1[${c}], t2[${c}], t3[${c}]);
+        ${x}[${FOURS}u * 4u - 4u + ${c}u] = vec4<f32>(t0[${c}], t1[${c}], t2[${c}], t3[${c}]);
 #else
-        x[${d}u * 4u + ${c}u] = vec2<f32>(t0[${c}], t1[${c}]);
+        ${x}[${FOURS}u * 4u - 4u + ${c}u] = vec2<f32>(t0[${c}], t1[${c}]);
 #endif
 #end
     }
-#end
-#if BACKWARD
-    var y: array<Rows, 4 * ${V4}>;
-#for d in 0..${V4}
-    {
-#for r in 0..${ROWS}
-        let t${r} = load_y(at.y, inside[${r}], ${d}u * 4u);
-#end
-#for c in 0..4
-#if FOUR
-        y[${d}u * 4u + ${c}u] = vec4<f32>(t0[${c}], t1[${c}], t2[${c}], t3[${c}]);
-#else
-        y[${d}u * 4u + ${c}u] = vec2<f32>(t0[${c}], t1[${c}]);
 #endif
 #end
-    }
-#end
-#endif
 #if QUERIES
     var lse: Rows;
     var delta: Rows;
@@ -80,8 +71,7 @@ fn lanes(
 #if A_SUMS
     var sum_a: array<Rows, 4 * ${E4}>;
 #endif
-#if QUERIES
-#else
+#if B_SUMS
     var sum_b: array<Rows, 4 * ${V4}>;
 #endif
     let theirs = bound(params.theirs, tile);
@@ -131,7 +121,8 @@ fn lanes(
         var s: array<Rows, ${STEP}>;
 #for k in 0..${STEP}
         {
-            var dot = Rows();
+            // Sums of every fourth column: of one there would be few for the processor to add up at a time.
+            var dots: array<Rows, 4>;
 #for d in 0..${E4}
             {
 #if SUBGROUP
@@ -140,10 +131,11 @@ fn lanes(
                 let e = a[${k}u * ${E4}u + ${d}u];
 #endif
 #for c in 0..4
-                dot = fma(Rows(e[${c}]), x[${d}u * 4u + ${c}u], dot);
+                dots[${c}] = fma(Rows(e[${c}]), x[${d}u * 4u + ${c}u], dots[${c}]);
 #end
             }
 #end
+            var dot = (dots[0] + dots[1]) + (dots[2] + dots[3]);
             let j = t + ${k}u;
             var counts = Flags(j < theirs);
 #if CAUSAL
@@ -178,7 +170,7 @@ fn lanes(
 #endif
 #endif
             let p = select(Rows(), exp_or_zero(dot - lse), counts);
-            var slope = Rows();
+            var slopes: array<Rows, 4>;
 #for d in 0..${V4}
             {
 #if SUBGROUP
@@ -187,13 +179,14 @@ fn lanes(
                 let e = b[${k}u * ${V4}u + ${d}u];
 #endif
 #for c in 0..4
-                slope = fma(Rows(e[${c}]), y[${d}u * 4u + ${c}u], slope);
+                slopes[${c}] = fma(Rows(e[${c}]), y[${d}u * 4u + ${c}u], slopes[${c}]);
 #if KEYS
                 sum_b[${d}u * 4u + ${c}u] = fma(Rows(e[${c}]), p, sum_b[${d}u * 4u + ${c}u]);
 #endif
 #end
             }
 #end
+            let slope = (slopes[0] + slopes[1]) + (slopes[2] + slopes[3]);
             s[${k}] = select(Rows(), p * (slope - delta), counts);
 #endif
         }
@@ -270,22 +263,36 @@ fn lanes(
     let lses = select(most + log(sum), -nothing, sum == Rows());
 #endif
 #endif
+#if LSE
 #for r in 0..${ROWS}
     if rows[${r}] < params.mine {
-#if A_SUMS
-#for d in 0..${E4}
-        keep(at.a_out + rows[${r}] * params.a_out_row, ${d}u * 4u, params.e, params.scale * vec4<f32>(sum_a[${d}u * 4u][${r}], sum_a[${d}u * 4u + 1u][${r}], sum_a[${d}u * 4u + 2u][${r}], sum_a[${d}u * 4u + 3u][${r}]));
-#end
-#endif
-#if QUERIES
-#else
-#for d in 0..${V4}
-        keep(at.b_out + rows[${r}] * params.b_out_row, ${d}u * 4u, params.v, vec4<f32>(sum_b[${d}u * 4u][${r}], sum_b[${d}u * 4u + 1u][${r}], sum_b[${d}u * 4u + 2u][${r}], sum_b[${d}u * 4u + 3u][${r}]));
-#end
-#endif
-#if LSE
         store(params.lse_out + at.row + rows[${r}], lses[${r}]);
-#endif
     }
+#end
+#endif
+    // They move down to the one store.
+#for FLAG sum out columns FOURS factor in A_SUMS sum_a a_out e ${E4} params.scale, B_SUMS sum_b b_out v ${V4} 1.0
+#if ${FLAG}
+    for (var d = 0u; d < bound(params.${columns}, tile); d += 4u) {
+#for r in 0..${ROWS}
+        var v${r} = ${factor} * vec4<f32>(${sum}[0][${r}], ${sum}[1][${r}], ${sum}[2][${r}], ${sum}[3][${r}]);
+#end
+        for (var r = 0u; r < bound(${ROWS}u, tile); r++) {
+            if first + r < params.mine {
+                keep(at.${out} + (first + r) * params.${out}_row, d, params.${columns}, v0);
+            }
+            v0 = v1;
+#if FOUR
+            v1 = v2;
+            v2 = v3;
+#endif
+        }
+#for i in 1..${FOURS}
+#for c in 0..4
+        ${sum}[${i}u * 4u + ${c}u - 4u] = ${sum}[${i}u * 4u + ${c}u];
+#end
+#end
+    }
+#endif
 #end
 }

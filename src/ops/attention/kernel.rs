@@ -249,12 +249,14 @@ pub(super) enum Pass {
 pub(super) enum Kernel {
     /// Registers only: 8 invocations with `rows` rows each, which see `step` others at a time.
     Lanes { rows: usize, step: usize, subgroup: bool },
+    /// Registers only: 8 invocations, a subgroup, share `rows` rows (8 or 16), whose scores are sums over columns in a loop.
+    Wide { rows: usize },
     /// Workgroup memory.
     Tiles,
 }
 
 /// How an attention is computed: forward, and backward, for so many columns (the most of e and v). The first that fits them and the
-/// adapter is taken. More rows and steps at a time need fewer loads for the same work, but far longer to compile, the backward
+/// adapter is taken. More rows and steps at a time need fewer loads for the same work, but longer to compile, the backward
 /// passes above all, which have twice the sums and products.
 #[cfg(feature = "gpu")]
 pub(super) const VARIANTS: &[(Kernel, Kernel, usize)] = &{
@@ -263,23 +265,41 @@ pub(super) const VARIANTS: &[(Kernel, Kernel, usize)] = &{
     }
     [
         (lanes(4, 4, true), lanes(4, 2, true), 16),
-        (lanes(4, 2, true), lanes(2, 1, true), 32),
+        (lanes(4, 2, true), lanes(2, 2, true), 32),
         (lanes(4, 1, true), lanes(2, 1, true), 64),
         (lanes(2, 1, true), lanes(2, 1, true), 128),
+        (Kernel::Wide { rows: 8 }, Kernel::Wide { rows: 8 }, MAX_COLUMNS),
         (lanes(2, 4, false), lanes(2, 2, false), 64),
         (Kernel::Tiles, Kernel::Tiles, MAX_COLUMNS),
     ]
 };
 
 #[cfg(feature = "gpu")]
+impl Kernel {
+    pub(super) fn runs_on(self, adapter: &AdapterInfo) -> bool {
+        match self {
+            Kernel::Lanes { subgroup: false, .. } => adapter.is_software(),
+            Kernel::Lanes { .. } | Kernel::Wide { .. } => adapter.has_eights() && adapter.pairs,
+            Kernel::Tiles => true,
+        }
+    }
+
+    /// The turns of all loops of an invocation, at most. (Those of tiles are within what [`fits`] allows.)
+    fn turns(self, problem: &Problem) -> usize {
+        let (theirs, fours) = (problem.l.max(problem.s), problem.e.div_ceil(4) + problem.v.div_ceil(4));
+        match self {
+            Kernel::Lanes { rows, step, .. } => theirs.div_ceil(step) + (rows + 3) * (fours + 2),
+            Kernel::Wide { rows } => theirs.div_ceil(32) * (fours + rows / 4 + 96) + rows * (fours + 2),
+            Kernel::Tiles => 0,
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
 fn chosen(problem: &Problem, adapter: &AdapterInfo) -> (Kernel, Kernel) {
-    let software = adapter.is_software();
     let columns = problem.e.max(problem.v);
-    let fits = |kernel: Kernel| match kernel {
-        Kernel::Lanes { subgroup, .. } => software && (!subgroup || adapter.subgroup_size == Some(8)),
-        Kernel::Tiles => true,
-    };
-    let found = VARIANTS.iter().find(|v| columns <= v.2 && fits(v.0));
+    let fits = |kernel: Kernel| kernel.runs_on(adapter) && kernel.turns(problem) <= MAX_TURNS;
+    let found = VARIANTS.iter().find(|v| columns <= v.2 && fits(v.0) && fits(v.1));
     found.map_or((Kernel::Tiles, Kernel::Tiles), |&(forward, backward, _)| (forward, backward))
 }
 
@@ -324,6 +344,7 @@ impl Problem {
             .value("A_AT", a_at)
             .value("B_AT", b_at)
             .value("MASK_AT", 2 + self.mask.as_ref().map_or(0, |m| m.input))
+            .flag("B_SUMS", pass != Pass::Queries)
             .value("E4", e4)
             .value("V4", v4);
         let (entry, rows, defines) = match kernel {
@@ -332,12 +353,35 @@ impl Problem {
                 let defines = defines
                     .flag("LANES", true)
                     .flag("SUBGROUP", subgroup)
+                    .flag("PAIRS", subgroup && vec)
                     .value("ROWS", rows)
                     .flag("FOUR", rows == 4)
                     .value("STEP", step)
                     .value("LOAD_A", loads(e4))
                     .value("LOAD_B", loads(v4));
                 ("lanes", 8 * rows, defines)
+            }
+            Kernel::Wide { rows } => {
+                let (fours_a, fours_b) = (e4.div_ceil(8), v4.div_ceil(8));
+                // Rows of theirs at a time, of the four that a lane has weights of, and how the rest of these move up.
+                let each = |fours: usize| match fours {
+                    0..=2 => (4, "xyzw"),
+                    3..=4 => (2, "zwxy"),
+                    _ => (1, "yzwx"),
+                };
+                let ((each_a, turned_a), (each_b, turned_b)) = (each(fours_a), each(fours_b));
+                let defines = defines
+                    .flag("WIDE", true)
+                    .flag("SUBGROUP", true)
+                    .flag("PAIRS", vec)
+                    .value("ROWS", rows)
+                    .value("FOURS_A", fours_a)
+                    .value("EACH_A", each_a)
+                    .value("TURNED_A", turned_a)
+                    .value("FOURS_B", fours_b)
+                    .value("EACH_B", each_b)
+                    .value("TURNED_B", turned_b);
+                ("wide", rows, defines)
             }
             Kernel::Tiles => {
                 let chunks = |columns: usize| columns.div_ceil(8);

@@ -282,9 +282,11 @@ mod on_gpus {
 
     /// All, with the columns that they take.
     fn kernels() -> impl Iterator<Item = ((Kernel, Kernel), usize)> {
-        let subgroups = gpu().info().subgroup_size == Some(8);
-        let runs = move |k: &Kernel| subgroups || !matches!(k, Kernel::Lanes { subgroup: true, .. });
-        VARIANTS.iter().filter(move |v| runs(&v.0)).map(|v| ((v.0, v.1), v.2))
+        let device = gpu();
+        // More rows at a time than the table has for these.
+        let more = [((Kernel::Wide { rows: 16 }, Kernel::Wide { rows: 16 }), 128)];
+        let all = VARIANTS.iter().map(|v| ((v.0, v.1), v.2)).chain(more);
+        all.filter(move |((forward, _), _)| forward.runs_on(device.info()))
     }
 
     #[test]
@@ -303,6 +305,30 @@ mod on_gpus {
                 |e, v, causal| Case { batch: vec![2], l: 37, s: 45, e, v, causal, mask: None, lie: "heads" };
             let case = Case { batch: vec![2, 1], ..wide(most, most - 3, true) };
             in_variant(kernel, "wide", &case, &case.data());
+        }
+    }
+
+    #[test]
+    fn attention_of_any_width() {
+        let widths = [
+            [1, 3],
+            [31, 33],
+            [63, 64],
+            [64, 64],
+            [65, 80],
+            [96, 96],
+            [127, 128],
+            [129, 2],
+            [33, 255],
+            [256, 256],
+        ];
+        for (i, [e, v]) in widths.into_iter().enumerate() {
+            let lie = ["heads", "plain", "shifted", "turned"][i % 4];
+            let case = Case { batch: vec![2, 1], l: 37, s: 70, e, v, causal: i % 2 == 0, mask: None, lie };
+            let taken = kernels().find(|&(_, most)| most >= e.max(v)).map(|(kernel, _)| kernel);
+            for kernel in taken.into_iter().chain([(Kernel::Wide { rows: 8 }, Kernel::Wide { rows: 8 })]) {
+                in_variant(kernel, &format!("{e} and {v}"), &case, &case.data());
+            }
         }
     }
 
