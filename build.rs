@@ -49,11 +49,15 @@ mod table {
         Ok(out)
     }
 
-    /// A template with the files of its folder where it says `#include name`.
-    fn with_parts(folder: &Path, text: &str) -> Result<String, String> {
+    /// A template with the files of its folder, or of `parts`, where it says `#include name`.
+    fn with_parts(root: &Path, name: &str, text: &str) -> Result<String, String> {
         let mut out = String::new();
+        let find = |part: &str| {
+            let [own, common] = [name, "parts"].map(|folder| root.join(folder).join(format!("{part}.wgsl")));
+            if own.exists() { own } else { common }
+        };
         for line in text.lines() {
-            let part = line.strip_prefix("#include ").map(|name| folder.join(format!("{name}.wgsl")));
+            let part = line.strip_prefix("#include ").map(find);
             match part.map(|path| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))) {
                 Some(part) => out += &part?,
                 None => out = out + line + "\n",
@@ -67,7 +71,7 @@ mod table {
         let shared = wgsl_files(&root.join("shaders/shared"))?;
         let mut shaders = wgsl_files(&root.join("shaders"))?;
         for (name, text) in &mut shaders {
-            *text = with_parts(&root.join("shaders").join(&name), text)?;
+            *text = with_parts(&root.join("shaders"), name, text)?;
         }
         let library = Library::new(shared.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
         check_shared(&library, &shared)?;

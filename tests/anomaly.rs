@@ -187,6 +187,7 @@ fn every_kernel_is_looked_at() {
             ("softmax", line!(), Box::new(|| low.softmax(1))),
             ("softmax", line!(), Box::new(|| low.softmax(0))),
             ("log_softmax", line!(), Box::new(|| low.log_softmax(1) + 1.0)),
+            ("cross_entropy", line!(), Box::new(|| low.cross_entropy(&on.tensor([0, 1, 2, 3])))),
             ("matmul", line!(), Box::new(|| low.matmul(&zeros.t()))),
             ("matmul", line!(), Box::new(|| (low.matmul(&zeros.t()) + 1.0).tanh())),
             ("matmul", line!(), Box::new(|| low.matmul(&on.zeros([8])))),

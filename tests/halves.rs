@@ -181,3 +181,44 @@ fn mixed_precision_trains() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Losses of halves are computed in singles, and counted in them: halves do not count beyond 2048 by ones. Gradients are
+/// rounded once.
+#[test]
+fn losses_of_halves_are_summed_in_singles() -> anyhow::Result<()> {
+    for device in devices() {
+        let o = options().device(&device);
+        for (rows, reduction) in
+            [(3001, Reduction::Mean), (70_000, Reduction::Mean), (40, Reduction::None), (40, Reduction::Sum)]
+        {
+            let half = o.clone().randn([rows, 7]).to(F16).detach().requires_grad_(true);
+            let single = half.detach().to(F32).requires_grad_(true);
+            let class =
+                o.clone().from_slice(&(0..rows as i32).map(|i| i * 5 % 7).collect::<Vec<i32>>(), rows);
+            let how = CrossEntropy { reduction, ..CrossEntropy::default() };
+            let [a, b] = [&half, &single].map(|x| x.cross_entropy_with(&class, &how));
+            assert_eq!(a.dtype(), F16);
+            // A scale keeps the mean's gradients from vanishing in halves.
+            for loss in [&a, &b] {
+                loss.mul(1024.0).sum().backward()?;
+            }
+            let (a, b) = (a.to_f64_vec()?, b.to_f64_vec()?);
+            for (a, b) in a.iter().zip(&b) {
+                assert!(
+                    (a - b).abs() <= b.abs() / 1024.0,
+                    "{reduction:?} of {rows} on {device}: {a}, not {b}"
+                );
+            }
+            let (a, b) = (half.grad().expect("of a leaf"), single.grad().expect("of a leaf"));
+            assert_eq!(a.dtype(), F16);
+            for (a, b) in a.to_f64_vec()?.iter().zip(b.to_f64_vec()?) {
+                // Halves below 6e-5 have steps of 6e-8.
+                assert!(
+                    (a - b).abs() <= b.abs() / 1024.0 + 6e-8,
+                    "{reduction:?} of {rows} on {device}: {a}, not {b}"
+                );
+            }
+        }
+    }
+    Ok(())
+}

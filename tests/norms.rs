@@ -61,7 +61,7 @@ fn what_norms_hold() {
 #[test]
 fn fused_gradients_are_those_of_the_formulas() {
     type Norm = fn(&[Tensor]) -> Tensor;
-    let norms: [(&str, &[usize], usize, Norm); 5] = [
+    let norms: [(&str, &[usize], usize, Norm); 7] = [
         ("layer_norm", &[70, 36], 36, |t| t[0].layer_norm(36, Some(&t[1]), Some(&t[2]), 1e-5)),
         ("layer_norm", &[3, 1030], 1030, |t| t[0].layer_norm(1030, Some(&t[1]), Some(&t[2]), 1e-5)),
         ("rms_norm", &[9, 2, 33], 33, |t| t[0].rms_norm(33, Some(&t[1]), None) + &t[2]),
@@ -73,6 +73,18 @@ fn fused_gradients_are_those_of_the_formulas() {
             let classes: Vec<i32> = (0..50).map(|i| i * 3 % 7).collect();
             let target = options().device(t[0].device()).from_slice(&classes, 50);
             (&t[0] * &t[1] + &t[2]).cross_entropy(&target)
+        }),
+        ("cross_entropy", &[50, 7], 7, |t| {
+            let classes: Vec<i32> = (0..50).map(|i| i * 3 % 8).collect();
+            let target = options().device(t[0].device()).from_slice(&classes, 50);
+            let how = CrossEntropy { ignore_index: 7, reduction: Reduction::None, ..CrossEntropy::default() };
+            (&t[0] * &t[1] + &t[2]).cross_entropy_with(&target, &how)
+        }),
+        ("cross_entropy", &[4, 9, 5], 5, |t| {
+            let classes: Vec<i32> = (0..20).map(|i| i * 3 % 10).collect();
+            let target = options().device(t[0].device()).from_slice(&classes, [4, 5]);
+            let how = CrossEntropy { ignore_index: 9, label_smoothing: 0.2, ..CrossEntropy::default() };
+            (&t[0] * &t[1] + &t[2]).cross_entropy_with(&target, &how)
         }),
     ];
     for device in devices() {

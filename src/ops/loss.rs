@@ -1,16 +1,20 @@
 //! Loss functions.
 
 use std::panic::Location;
+use std::sync::Arc;
 
 use smallvec::smallvec;
 
 use super::cast::to_dtype;
+use super::cross_entropy::{self as op, CrossEntropyBackward, MeanLoss, Target};
 use super::elementwise::WHERE;
 use super::record::{Caller, common_device, first_error, link};
-use crate::autograd::{Saved, unrecorded};
+use crate::autograd::{Saved, is_grad_enabled, unrecorded};
 use crate::error::{Error, ErrorKind, Result, on_line_of};
-use crate::graph::dtype::{F32, I32};
-use crate::graph::layout::{Dims, broadcast};
+use crate::graph::dtype::{DType, F32, I32};
+use crate::graph::kernel::{OpRef, StructuredOp};
+use crate::graph::layout::{Dims, Layout, broadcast};
+use crate::graph::node::{Node, NodeOp};
 use crate::tensor::{Tensor, options};
 
 /// What a loss makes of the losses of its samples.
@@ -86,7 +90,8 @@ impl Tensor {
     pub fn nll_loss_with(&self, target: &Tensor, how: &CrossEntropy) -> Tensor {
         let caller = Location::caller();
         Tensor::from_result(on_line_of(caller, || {
-            nll(self, Picked::LogProbabilities, target, how, "nll_loss", caller)
+            check_classes(self, target, how, "nll_loss", caller)?;
+            Ok(nll(self, target, how, caller))
         }))
     }
 
@@ -128,14 +133,19 @@ impl Tensor {
                 let message = format!("label_smoothing must be between 0.0 and 1.0. Got: {smoothing}");
                 return Err(Error::at(caller, ErrorKind::Argument, op, message));
             }
-            if smoothing == 0.0 {
-                let logits = to_dtype(self, if self.dtype().is_float() { self.dtype() } else { F32 }, caller);
-                return nll(&logits, Picked::Logits, target, how, op, caller);
+            let logits = to_dtype(self, if self.dtype().is_float() { self.dtype() } else { F32 }, caller);
+            let class_dim = check_classes(&logits, target, how, op, caller)?;
+            // Weighted parts of smoothed targets are left to tensor ops, and so is to complain of a class among none.
+            if logits.size(class_dim) > 0 && (smoothing == 0.0 || how.weight.is_none()) {
+                return Ok(of_classes(&logits, target, class_dim as usize, how, caller));
             }
-            let log_p = self.log_softmax(class_dim);
-            let hard = nll(&log_p, Picked::LogProbabilities, target, how, op, caller)?;
+            let log_p = logits.log_softmax(class_dim);
+            let hard = nll(&log_p, target, how, caller);
+            if smoothing == 0.0 {
+                return Ok(hard);
+            }
             let even = smooth(&log_p, target, class_dim, how);
-            Ok(hard.mul(1.0 - smoothing).add(even.mul(smoothing / self.size(class_dim) as f64)))
+            Ok(hard.mul(1.0 - smoothing).add(even.mul(smoothing / logits.size(class_dim) as f64)))
         }))
     }
 }
@@ -198,86 +208,207 @@ fn weights_of(target: &Tensor, how: &CrossEntropy, like: &Tensor, counts: &Tenso
     weight.where_(counts, 0.0)
 }
 
-/// What log-probabilities are picked from.
-#[derive(Clone, Copy, PartialEq)]
-enum Picked {
-    LogProbabilities,
-    Logits,
-}
-
 /// The log-probability of each sample's class. The gradient is found without scattering, as there is one class for
-/// each sample: it is the sample's at its class and 0 elsewhere, less, for logits, its share of every class.
-fn pick(x: &Tensor, from: Picked, dim: i64, class: &Tensor, caller: Caller) -> Tensor {
+/// each sample: it is the sample's at its class and 0 elsewhere.
+fn pick(log_p: &Tensor, dim: i64, class: &Tensor, caller: Caller) -> Tensor {
     let class = class.alias();
-    let log_p = if from == Picked::Logits { x.log_softmax(dim) } else { x.clone() };
     let out = unrecorded(|| log_p.alias().gather(dim, &class.unsqueeze(dim)).squeeze_dim(dim));
     if out.error().is_some() {
         return out;
     }
     // A tensor in its own right, no view of one.
     let out = Tensor::with_layout(out.node(), out.layout().clone());
-    link(&out, "NllLossBackward0", &[x], caller, || {
-        let n = x.size(dim);
-        let mut along: Dims = smallvec![1; x.dim()];
-        along[dim as usize] = n;
-        // With its history: gradients of gradients pass through the logarithms, too.
-        let log_p = (from == Picked::Logits).then(|| Saved::input(&log_p));
+    link(&out, "NllLossBackward0", &[log_p], caller, || {
+        let (n, rank) = (log_p.size(dim), log_p.dim());
         let class = Saved::value(&class);
         Box::new(move |f, g| {
-            let classes = options().device(g.device()).dtype(I32).arange(0, n as i64, 1).reshape(&along[..]);
-            let (hit, g) = (class.unpack(f).unsqueeze(dim).eq(classes), g.unsqueeze(dim));
-            let gradient = WHERE.call(&[hit.into(), (&g).into(), 0.0.into()]);
-            smallvec![Some(match &log_p {
-                Some(log_p) => gradient.sub(log_p.unpack(f).exp().mul(g)),
-                None => gradient,
+            let hit = is_class(&class.unpack(f), n, dim, rank);
+            smallvec![Some(WHERE.call(&[hit.into(), g.unsqueeze(dim).into(), 0.0.into()]))]
+        })
+    });
+    out
+}
+
+/// Where along a dimension of `n`, of `rank` in all, each sample's class is.
+fn is_class(class: &Tensor, n: usize, dim: i64, rank: usize) -> Tensor {
+    let mut along: Dims = smallvec![1; rank];
+    along[dim as usize] = n;
+    let classes = options().device(class.device()).dtype(I32).arange(0, n as i64, 1).reshape(&along[..]);
+    class.unsqueeze(dim).eq(classes)
+}
+
+/// Checks targets that are classes, and gives the dimension of these.
+fn check_classes(
+    x: &Tensor,
+    target: &Tensor,
+    how: &CrossEntropy,
+    op: &'static str,
+    caller: Caller,
+) -> Result<i64> {
+    first_error([x, target].into_iter().chain(&how.weight))?;
+    common_device(op, caller, [x, target].into_iter().chain(&how.weight))?;
+    let class_dim = if x.dim() == 1 { 0 } else { 1 };
+    let mut expected = Dims::from_slice(x.shape());
+    if class_dim < expected.len() {
+        expected.remove(class_dim);
+    }
+    if x.dim() == 0 || target.shape() != &expected[..] || target.dtype().is_float() {
+        let message = format!(
+            "expects integer targets of shape {:?} for an input of shape {:?}, got {} of {:?}",
+            &expected[..],
+            x.shape(),
+            target.dtype(),
+            target.shape()
+        );
+        return Err(Error::at(caller, ErrorKind::Shape, op, message));
+    }
+    let class_dim = class_dim as i64;
+    if let Some(w) = &how.weight
+        && w.shape() != [x.size(class_dim)]
+    {
+        let message = format!("weight must have one entry for each of {} classes", x.size(class_dim));
+        return Err(Error::at(caller, ErrorKind::Shape, op, message));
+    }
+    Ok(class_dim)
+}
+
+fn nll(log_p: &Tensor, target: &Tensor, how: &CrossEntropy, caller: Caller) -> Tensor {
+    let class_dim = if log_p.dim() == 1 { 0 } else { 1 };
+    let counts = target.ne(how.ignore_index);
+    let safe = target.where_(&counts, 0);
+    let picked = pick(log_p, class_dim, &safe, caller);
+    // The weights are zero where a target does not count, but 0 * -inf would not be.
+    let losses = picked.neg().where_(&counts, 0.0);
+    reduced(&losses, target, &counts, how)
+}
+
+/// Losses, 0 where they do not count, with their classes' weights.
+fn reduced(losses: &Tensor, target: &Tensor, counts: &Tensor, how: &CrossEntropy) -> Tensor {
+    let plain = how.weight.is_none() && how.reduction == Reduction::Mean;
+    let weights = weights_of(target, how, losses, counts);
+    match how.reduction {
+        Reduction::Mean if plain => losses.sum().div(weights.sum()),
+        Reduction::Mean => losses.mul(&weights).sum().div(weights.sum()),
+        other => other.of(&losses.mul(&weights)),
+    }
+}
+
+/// Losses of logits under classes, of which there are some. Their mean or sum is the same function, whose gradient is one kernel.
+fn of_classes(x: &Tensor, class: &Tensor, dim: usize, how: &CrossEntropy, caller: Caller) -> Tensor {
+    if how.weight.is_some() {
+        let each = CrossEntropy { weight: None, reduction: Reduction::None, ..how.clone() };
+        let losses = of_classes(x, class, dim, &each, caller);
+        return reduced(&losses, class, &class.ne(how.ignore_index), how);
+    }
+    let ignored = i32::try_from(how.ignore_index).ok();
+    let rows = Classified {
+        shape: [x.shape()[..dim].iter().product(), x.shape()[dim], x.shape()[dim + 1..].iter().product()],
+        target: Target { ignored, smoothing: how.label_smoothing },
+        dim,
+        wide: x.dtype().opmath(),
+        caller,
+    };
+    let class = to_dtype(&class.alias(), I32, caller);
+    let [outer, _, inner] = rows.shape;
+    let op = op::CrossEntropy { target: rows.target, dim };
+    let stats = rows.record(op, &[&rows.logits(x), &rows.each(&class)], &[3, outer, inner]);
+    // The first of three.
+    let losses = Tensor::with_layout(stats.node(), Layout::contiguous(class.shape()));
+    // Of the mean also one over the number of those that count.
+    let (out, scale) = match how.reduction {
+        Reduction::None => (losses, None),
+        Reduction::Sum => (losses.sum(), None),
+        Reduction::Mean if (1..=MeanLoss::MOST).contains(&losses.numel()) => {
+            let both = rows.record(MeanLoss { ignored }, &[&rows.each(&losses), &rows.each(&class)], &[2]);
+            let one = |offset| Tensor::with_layout(both.node(), Layout { offset, ..Layout::contiguous(&[]) });
+            (one(0), Some(one(1)))
+        }
+        Reduction::Mean => {
+            let counts = ignored.map_or_else(|| class.eq(&class), |ignored| class.ne(ignored));
+            let count = counts.to(rows.wide).sum();
+            (losses.sum().div(&count), Some(count.reciprocal()))
+        }
+    };
+    let out = to_dtype(&out, x.dtype(), caller);
+    link(&out, "NllLossBackward0", &[x], caller, || {
+        let (x, class, stats) = (Saved::input(x), Saved::value(&class), Saved::value(&stats));
+        let (scale, reduction) = (scale.as_ref().map(Saved::value), how.reduction);
+        Box::new(move |f, g| {
+            let (x, class, scale) = (x.unpack(f), class.unpack(f), scale.as_ref().map(|s| s.unpack(f)));
+            smallvec![Some(if is_grad_enabled() {
+                rows.formula(&x, &class, scale.as_ref(), g)
+            } else {
+                rows.fused(&x, &class, &stats.unpack(f), scale.as_ref(), reduction, g)
             })]
         })
     });
     out
 }
 
-fn nll(
-    log_p: &Tensor,
-    from: Picked,
-    target: &Tensor,
-    how: &CrossEntropy,
-    op: &'static str,
+/// Logits seen as `[outer, n, inner]`, and what is known of their targets.
+struct Classified {
+    shape: [usize; 3],
+    target: Target,
+    dim: usize,
+    /// In which type losses are computed.
+    wide: DType,
     caller: Caller,
-) -> Result<Tensor> {
-    first_error([log_p, target].into_iter().chain(&how.weight))?;
-    common_device(op, caller, [log_p, target].into_iter().chain(&how.weight))?;
-    let class_dim = if log_p.dim() == 1 { 0 } else { 1 };
-    let mut expected = Dims::from_slice(log_p.shape());
-    if class_dim < expected.len() {
-        expected.remove(class_dim);
+}
+
+impl Classified {
+    fn record(&self, op: impl StructuredOp + 'static, inputs: &[&Tensor], shape: &[usize]) -> Tensor {
+        let device = inputs[0].device();
+        let inputs = inputs.iter().map(|t| t.operand(t.layout().clone())).collect();
+        let op = NodeOp::Structured(OpRef(Arc::new(op)));
+        Tensor::from_node(Node::record(device, self.wide, shape, op, inputs, self.caller))
     }
-    if log_p.dim() == 0 || target.shape() != &expected[..] || target.dtype().is_float() {
-        let message = format!(
-            "expects integer targets of shape {:?} for an input of shape {:?}, got {} of {:?}",
-            &expected[..],
-            log_p.shape(),
-            target.dtype(),
-            target.shape()
-        );
-        return Err(Error::at(caller, ErrorKind::Shape, op, message));
+
+    fn logits(&self, x: &Tensor) -> Tensor {
+        x.alias().reshape(self.shape).contiguous()
     }
-    if let Some(w) = &how.weight
-        && w.shape() != [log_p.size(class_dim as i64)]
-    {
-        let message =
-            format!("weight must have one entry for each of {} classes", log_p.size(class_dim as i64));
-        return Err(Error::at(caller, ErrorKind::Shape, op, message));
+
+    /// What there is of each sample.
+    fn each(&self, t: &Tensor) -> Tensor {
+        t.alias().reshape([self.shape[0], self.shape[2]])
     }
-    let counts = target.ne(how.ignore_index);
-    let safe = target.where_(&counts, 0);
-    let picked = pick(log_p, from, class_dim as i64, &safe, caller);
-    let plain = how.weight.is_none() && how.reduction == Reduction::Mean;
-    let weights = weights_of(target, how, &picked, &counts);
-    // The weights are zero where a target does not count, but 0 * -inf would not be.
-    let losses = picked.neg().where_(&counts, 0.0);
-    Ok(match how.reduction {
-        Reduction::Mean if plain => losses.sum().div(weights.sum()),
-        Reduction::Mean => losses.mul(&weights).sum().div(weights.sum()),
-        other => other.of(&losses.mul(&weights)),
-    })
+
+    /// The gradient, `(softmax(x) - target) * g * scale`, in tensor ops, for gradients of gradients.
+    fn formula(&self, x: &Tensor, class: &Tensor, scale: Option<&Tensor>, g: &Tensor) -> Tensor {
+        let dim = self.dim as i64;
+        let mut g = scale.map_or_else(|| g.clone(), |scale| g.mul(to_dtype(scale, g.dtype(), self.caller)));
+        if let Some(ignored) = self.target.ignored {
+            g = WHERE.call(&[class.ne(ignored).into(), g.into(), 0.0.into()]);
+        }
+        let g = if g.dim() == 0 { g } else { g.unsqueeze(dim) };
+        let hit = is_class(class, x.size(dim), dim, x.dim());
+        let smoothing = self.target.smoothing;
+        let (hard, even) = (g.mul(1.0 - smoothing), smoothing / x.size(dim) as f64);
+        let gradient = x.softmax(dim).mul(&g).sub(WHERE.call(&[hit.into(), hard.into(), 0.0.into()]));
+        if smoothing > 0.0 { gradient.sub(g.mul(even)) } else { gradient }
+    }
+
+    /// The same in one kernel.
+    fn fused(
+        &self,
+        x: &Tensor,
+        class: &Tensor,
+        stats: &Tensor,
+        scale: Option<&Tensor>,
+        reduction: Reduction,
+        g: &Tensor,
+    ) -> Tensor {
+        let [outer, _, inner] = self.shape;
+        let scale = match reduction {
+            Reduction::None => Some(self.each(g)),
+            _ => scale.map(|scale| scale.expand([outer, inner])),
+        };
+        let (x3, class) = (self.logits(x), self.each(class));
+        let inputs: Vec<&Tensor> = [&x3, &class, stats].into_iter().chain(&scale).collect();
+        let out = self.record(CrossEntropyBackward { target: self.target }, &inputs, &self.shape);
+        let out = Tensor::with_layout(out.node(), Layout::contiguous(x.shape()));
+        // A number for all is the last thing that the kernel multiplies with, so that it need not be in memory.
+        let out =
+            if reduction == Reduction::None { out } else { out.mul(to_dtype(g, self.wide, self.caller)) };
+        to_dtype(&out, x.dtype(), self.caller)
+    }
 }

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod cast;
 pub(crate) mod cat;
 pub(crate) mod conv;
+pub(crate) mod cross_entropy;
 pub mod custom;
 #[cfg(feature = "gpu")]
 pub(crate) mod dispatch;

@@ -1,6 +1,9 @@
 //! Rows on a GPU, as softmax and the norms take them: who computes one.
 
-use super::dispatch::Defines;
+use super::MAX_TURNS;
+use super::dispatch::{Defines, fold_grid};
+use crate::backend::gpu::AdapterInfo;
+use crate::graph::layout::Layout;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Kernel {
@@ -77,5 +80,37 @@ impl Kernel {
             .flag("VEC", vec)
             .flag("VEC4", vec)
             .flag("WHOLE", vec && (!self.in_registers() || n.is_multiple_of(step)))
+    }
+}
+
+/// The rows of a contiguous `[outer, n, inner]`: elements of one are `inner` apart.
+pub(super) struct Rows {
+    pub rows: usize,
+    pub n: usize,
+    pub inner: usize,
+    pub software: bool,
+    /// Whether workgroups of 8 are subgroups.
+    pub eights: bool,
+}
+
+pub(super) type Fits = fn(&Rows) -> bool;
+
+impl Rows {
+    pub fn new(layout: &Layout, adapter: &AdapterInfo) -> Rows {
+        let &[outer, n, inner] = &layout.shape[..] else { unreachable!("rows are [outer, n, inner]") };
+        let software = adapter.is_software();
+        Rows { rows: outer * inner, n, inner, software, eights: adapter.has_eights() }
+    }
+
+    /// The first kernel that fits, of those whose loops, so many over a row, software drivers let come to an end.
+    pub fn first(&self, variants: &[(Kernel, Fits)], loops: usize) -> Option<Kernel> {
+        let within =
+            |kernel: Kernel| !self.software || loops * kernel.turns(self.n, self.software) <= MAX_TURNS;
+        variants.iter().find(|(kernel, fits)| within(*kernel) && fits(self)).map(|(kernel, _)| *kernel)
+    }
+
+    pub fn grid(&self, kernel: Kernel) -> [u32; 3] {
+        let each = if kernel.is_team() { 1 } else { kernel.width(self.software) };
+        fold_grid(self.rows.div_ceil(each))
     }
 }

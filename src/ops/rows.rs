@@ -3,6 +3,10 @@
 
 use crate::backend::cpu::number::Real;
 
+/// Elements a thread should have at least.
+pub(super) const WORTH_A_THREAD: usize = 16 << 10;
+/// Columns that are reduced at once.
+pub(super) const COLUMNS: usize = 128;
 const LANES: usize = 32;
 /// Values that a lane adds up before it begins anew, so that rounding errors do not grow with a row's length.
 const STRETCH: usize = 64;
@@ -81,6 +85,12 @@ pub(super) fn map_sum<T: Real>(x: &[T], out: &mut [T], f: impl Fn(T) -> T) -> T 
 #[inline(always)]
 pub(super) fn plus<T: Real>(a: T, b: T) -> T {
     a + b
+}
+
+/// The greater; of NaN and a number either, as the sum of exponentials will be NaN all the same.
+#[inline(always)]
+pub(super) fn greater<T: Real>(a: T, b: T) -> T {
+    if b > a { b } else { a }
 }
 
 /// Combines lanes in a tree.

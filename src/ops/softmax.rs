@@ -9,12 +9,8 @@ use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::softmax as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
 #[cfg(feature = "gpu")]
-use crate::ops::MAX_TURNS;
-#[cfg(feature = "gpu")]
-use crate::ops::dispatch::fold_grid;
-#[cfg(feature = "gpu")]
-use crate::ops::row_kernels::Kernel;
-use crate::ops::rows::{fold, map_sum, plus, sum_pairs};
+use crate::ops::row_kernels::{Fits, Kernel, Rows};
+use crate::ops::rows::{COLUMNS, WORTH_A_THREAD, fold, greater, map_sum, plus, sum_pairs};
 
 /// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
 #[derive(Debug)]
@@ -99,11 +95,6 @@ impl StructuredOp for SoftmaxBackward {
         let _ = on_dtype(call, self.log, inputs, Some(first), out);
     }
 }
-
-/// Elements a thread should have at least.
-const WORTH_A_THREAD: usize = 16 << 10;
-/// Columns that are reduced at once.
-const COLUMNS: usize = 128;
 
 /// Elements of one `[n, inner]`; 0 where the type has no kernel.
 fn slab(call: &Structured) -> usize {
@@ -204,12 +195,6 @@ fn forward_row<T: Real>(x: &[T], out: &mut [T], log: bool) {
     }
 }
 
-/// The greater; of NaN and a number either, as the sum of exponentials will be NaN all the same.
-#[inline(always)]
-fn greater<T: Real>(a: T, b: T) -> T {
-    if b > a { b } else { a }
-}
-
 #[inline(always)]
 fn backward_row<T: Real>(g: &[T], y: &[T], out: &mut [T], log: bool) {
     if log {
@@ -275,19 +260,6 @@ fn backward_slab<T: Real>(g: &[T], y: &[T], out: &mut [T], inner: usize, totals:
     }
 }
 
-#[cfg(feature = "gpu")]
-pub(super) struct Rows {
-    rows: usize,
-    n: usize,
-    inner: usize,
-    software: bool,
-    /// Whether workgroups of 8 are subgroups.
-    eights: bool,
-}
-
-#[cfg(feature = "gpu")]
-type Fits = fn(&Rows) -> bool;
-
 /// The first that fits is taken. On a software adapter barriers are dear and every lane pays for its load, so that
 /// a row in registers, read once, is best. On a GPU invocations side by side should read memory side by side.
 #[cfg(feature = "gpu")]
@@ -312,56 +284,36 @@ pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
 
 #[cfg(feature = "gpu")]
 fn dispatch(call: &Structured, log: bool, adapter: &AdapterInfo) -> Vec<ShaderCall> {
-    let rows = Rows::new(call, adapter);
-    let within = |kernel: Kernel| !rows.software || rows.turns(kernel) <= MAX_TURNS;
-    let chosen = VARIANTS.iter().find(|(kernel, fits)| within(*kernel) && fits(&rows));
-    chosen.map_or_else(Vec::new, |(kernel, _)| rows.calls(*kernel, call, log))
+    let rows = Rows::new(&call.inputs[0].1, adapter);
+    // For the greatest, the sum and the results.
+    let kernel = rows.first(VARIANTS, 3);
+    kernel.map_or_else(Vec::new, |kernel| calls(&rows, kernel, call, log))
 }
 
 #[cfg(feature = "gpu")]
-impl Rows {
-    pub(super) fn new(call: &Structured, adapter: &AdapterInfo) -> Rows {
-        let &[outer, n, inner] = &call.inputs[0].1.shape[..] else {
-            unreachable!("softmax takes [outer, n, inner]")
-        };
-        let software = adapter.is_software();
-        let eights = adapter.has_eights();
-        Rows { rows: outer * inner, n, inner, software, eights }
+pub(super) fn calls(rows: &Rows, kernel: Kernel, call: &Structured, log: bool) -> Vec<ShaderCall> {
+    if rows.rows * rows.n == 0 {
+        return vec![];
     }
-
-    /// How often an invocation's loops turn, for the greatest, the sum and the results.
-    fn turns(&self, kernel: Kernel) -> usize {
-        3 * kernel.turns(self.n, self.software)
-    }
-
-    pub(super) fn calls(&self, kernel: Kernel, call: &Structured, log: bool) -> Vec<ShaderCall> {
-        if self.rows * self.n == 0 {
-            return vec![];
-        }
-        let backward = call.inputs.len() > 1;
-        let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
-        let defines = kernel
-            .defines(self.n, self.software, self.inner == 1, offsets)
-            .flag("LOG", log)
-            .flag("BACKWARD", backward)
-            .flag("POLYNOMIAL", self.software);
-        let params = shader::Params {
-            rows: self.rows as u32,
-            n: self.n as u32,
-            inner: self.inner as u32,
-            x_offset: call.inputs[0].1.offset as u32,
-            y_offset: call.inputs.get(1).map_or(0, |(_, layout)| layout.offset as u32),
-        };
-        vec![ShaderCall {
-            shader: shader::NAME,
-            entry: "softmax",
-            defines: defines.0,
-            params: params.into(),
-            workgroups: fold_grid(self.rows.div_ceil(if kernel.is_team() {
-                1
-            } else {
-                kernel.width(self.software)
-            })),
-        }]
-    }
+    let backward = call.inputs.len() > 1;
+    let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
+    let defines = kernel
+        .defines(rows.n, rows.software, rows.inner == 1, offsets)
+        .flag("LOG", log)
+        .flag("BACKWARD", backward)
+        .flag("POLYNOMIAL", rows.software);
+    let params = shader::Params {
+        rows: rows.rows as u32,
+        n: rows.n as u32,
+        inner: rows.inner as u32,
+        x_offset: call.inputs[0].1.offset as u32,
+        y_offset: call.inputs.get(1).map_or(0, |(_, layout)| layout.offset as u32),
+    };
+    vec![ShaderCall {
+        shader: shader::NAME,
+        entry: "softmax",
+        defines: defines.0,
+        params: params.into(),
+        workgroups: rows.grid(kernel),
+    }]
 }

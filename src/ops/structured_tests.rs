@@ -1,5 +1,6 @@
 //! Structured ops against loops in f64, on the CPU and on a software adapter, in every variant.
 
+mod cross_entropy;
 mod gather;
 mod halves;
 mod matmul;

@@ -4,8 +4,8 @@
 //! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#prologue`, `#epilogue`,
 //! `#status`, and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `#for P Q in a b, c d` repeats
 //! them for words: first with `${P}` for a and `${Q}` for b. `${NAME}` in any other line, or behind `#if`, is replaced
-//! by a define; `#if` takes numbers, too. `#include part` has become the text of `shaders/NAME/part.wgsl` before, by
-//! `build.rs`. Shared functions are written once in terms of `F`, `I`,
+//! by a define; `#if` takes numbers, too. `#include part` has become the text of `shaders/NAME/part.wgsl` or
+//! `shaders/parts/part.wgsl` before, by `build.rs`. Shared functions are written once in terms of `F`, `I`,
 //! `U` and `B`. They come in a scalar form under their own name and in a 4-vector form, `name4`; only what the
 //! text mentions is linked in.
 

@@ -83,6 +83,11 @@ fn matmuls() -> Vec<Sample> {
     out
 }
 
+/// No reduction.
+fn every() -> CrossEntropy {
+    CrossEntropy { reduction: Reduction::None, ..CrossEntropy::default() }
+}
+
 fn losses() -> Vec<Sample> {
     let mut out = vec![];
     let s = &[2, 3][..];
@@ -156,6 +161,40 @@ fn losses() -> Vec<Sample> {
             ),
             sample(
                 "cross_entropy",
+                text("cross_entropy", "x0, x1.long(), ignore_index=1"),
+                vec![
+                    real(&[2, 3, 2, 2]).lie(Lie::Transposed),
+                    given_ints(&[2, 2, 2], &[0, 1, 2, 2, 1, 1, 0, 2]).lie(Lie::Strided),
+                ],
+                move |x| x[0].cross_entropy_with(&x[1], &with(None, 1, 0.0)),
+            ),
+            sample(
+                "cross_entropy",
+                text("cross_entropy", "x0, x1.long(), ignore_index=2, label_smoothing=0.25"),
+                vec![real(&[4, 3]).lie(Lie::Offset), target()],
+                move |x| x[0].cross_entropy_with(&x[1], &with(None, 2, 0.25)),
+            ),
+            sample(
+                "cross_entropy",
+                text("cross_entropy", "x0, x1.long(), weight=x2, ignore_index=1"),
+                vec![real(&[2, 3, 2]), below(3, &[2, 2]), weight()],
+                move |x| x[0].cross_entropy_with(&x[1], &with(Some(&x[2]), 1, 0.0)),
+            ),
+            sample(
+                "cross_entropy",
+                text("cross_entropy", "x0, x1.long(), label_smoothing=1.0"),
+                vec![real(&[3, 1]), below(1, &[3])],
+                move |x| x[0].cross_entropy_with(&x[1], &with(None, -100, 1.0)),
+            ),
+            sample(
+                "cross_entropy",
+                text("cross_entropy", "x0, x1.long()"),
+                vec![real(&[5, 37]).lie(Lie::Expanded), below(37, &[5])],
+                move |x| x[0].cross_entropy_with(&x[1], &with(None, -100, 0.0)),
+            )
+            .kink(),
+            sample(
+                "cross_entropy",
                 text("cross_entropy", "x0, x1"),
                 vec![logits(), probabilities()],
                 move |x| x[0].cross_entropy_with(&x[1], &with(None, -100, 0.0)),
@@ -187,6 +226,11 @@ fn losses() -> Vec<Sample> {
         ]);
     }
     let all_ignored: Vec<Input> = vec![real(&[2, 3]), given_ints(&[2], &[-100, -100])];
+    let infinite = || {
+        let (inf, nan) = (f64::INFINITY, f64::NAN);
+        let rows = [[-inf, 0.0, 1.0], [0.5, -inf, -inf], [inf, 0.0, 0.0], [nan, 0.0, 0.0], [-inf; 3]];
+        given(&[5, 3], &rows.concat())
+    };
     out.extend([
         sample(
             "nll_loss",
@@ -203,6 +247,27 @@ fn losses() -> Vec<Sample> {
         sample("cross_entropy", "torch.nn.functional.cross_entropy(x0, x1.long())", all_ignored, |x| {
             x[0].cross_entropy(&x[1])
         })
+        .flat(),
+        sample(
+            "cross_entropy",
+            "torch.nn.functional.cross_entropy(x0, x1.long(), reduction='none')",
+            vec![infinite(), given_ints(&[5], &[1, 2, 0, 1, 2])],
+            |x| x[0].cross_entropy_with(&x[1], &every()),
+        )
+        .kink(),
+        sample(
+            "cross_entropy",
+            "torch.nn.functional.cross_entropy(x0, x1.long(), reduction='none')",
+            vec![infinite(), given_ints(&[5], &[0, -100, -100, -100, -100])],
+            |x| x[0].cross_entropy_with(&x[1], &every()),
+        )
+        .kink(),
+        sample(
+            "cross_entropy",
+            "torch.nn.functional.cross_entropy(x0, x1.long())",
+            vec![real(&[0, 3, 2]), below(3, &[0, 2])],
+            |x| x[0].cross_entropy(&x[1]),
+        )
         .flat(),
         sample(
             "cross_entropy",

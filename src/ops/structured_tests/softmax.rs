@@ -79,8 +79,8 @@ fn softmax_and_its_gradient() {
 #[cfg(feature = "gpu")]
 #[test]
 fn every_variant_of_softmax() {
-    use crate::ops::row_kernels::Kernel;
-    use crate::ops::softmax::{Rows, VARIANTS};
+    use crate::ops::row_kernels::{Kernel, Rows};
+    use crate::ops::softmax::{VARIANTS, calls};
     let device = gpu();
     for &(kernel, _) in VARIANTS {
         if matches!(kernel, Kernel::Team { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {
@@ -98,7 +98,8 @@ fn every_variant_of_softmax() {
                 let (x, y) = (noise(size, 11), noise(size, 12));
                 for inputs in [1, 2] {
                     let op = Forced("forced_softmax", true, None, move |call: &Structured| {
-                        Rows::new(call, gpu().info()).calls(kernel, call, log)
+                        let rows = Rows::new(&call.inputs[0].1, gpu().info());
+                        calls(&rows, kernel, call, log)
                     });
                     let call = call(op, &vec![(F32, layout.clone()); inputs], &shape, F32);
                     let data = [f32::to_bytes(&x), f32::to_bytes(&y)];

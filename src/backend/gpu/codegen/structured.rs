@@ -44,9 +44,11 @@ pub fn structured(
         true => around(kernel, s, &bare, &computed, stores, info, library)?,
         false => Default::default(),
     };
-    let status = template::mentions(text, "status");
+    // Not every variant of a template looks at indices.
+    let status = template::mentions(text, "status") && bare.contains("report_bad_index(");
     let words = template::status(2 + kernel.bindings.len());
-    let fill = Fill { defines: &call.defines, prologue: &prologue, epilogue: &epilogue, status: &words };
+    let own = if status { &*words } else { "" };
+    let fill = Fill { defines: &call.defines, prologue: &prologue, epilogue: &epilogue, status: own };
     let mut wgsl = template::expand(text, library, &fill).map_err(wrong)?;
     if looks {
         wgsl = template::looking(&wgsl, if status { "" } else { &words }).map_err(wrong)?;
