@@ -2,11 +2,12 @@
 
 mod common;
 
-use common::devices;
+use common::{alone, devices};
 use wgrad::prelude::*;
 
 #[test]
 fn what_came_of_a_bad_index_is_never_read() {
+    let _alone = alone();
     for device in devices() {
         let on = options().device(&device);
         let (x, innocent) = (on.arange(0, 6, 1).reshape([2, 3]).to(F32), on.ones([4]));
@@ -34,6 +35,7 @@ fn what_came_of_a_bad_index_is_never_read() {
 /// What is found in the way of a loss spoils its gradient, and no step of another batch.
 #[test]
 fn a_class_out_of_range_spoils_loss_and_gradient() {
+    let _alone = alone();
     for device in devices() {
         let on = options().device(&device);
         let x = on.randn([4, 3]).requires_grad_(true);

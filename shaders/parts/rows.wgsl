@@ -1,5 +1,4 @@
-// Rows of a contiguous [outer, n, inner], read by fours: `x` from `params.x_offset` on. Which defines say who reads them is told in
-// softmax.wgsl.
+// Rows of a contiguous [outer, n, inner], read by fours: `x` from `params.x_offset` on. For the defines see softmax.wgsl.
 
 // Below this, exp gives zero: the smallest normal number's logarithm. (Some drivers never reach zero.)
 const LEAST = vec4<f32>(-87.33654);

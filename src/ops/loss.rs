@@ -99,6 +99,9 @@ impl Tensor {
     /// same without `C`) or class probabilities (the same shape as the logits), averaged
     /// (`torch.nn.functional.cross_entropy`).
     ///
+    /// # Errors
+    /// If shapes do not fit. A class out of range is an error when the values are computed.
+    ///
     /// ```
     /// # use wgrad::prelude::*;
     /// let logits = zeros([2, 4]);
@@ -318,7 +321,8 @@ fn of_classes(x: &Tensor, class: &Tensor, dim: usize, how: &CrossEntropy, caller
     let (out, scale) = match how.reduction {
         Reduction::None => (losses, None),
         Reduction::Sum => (losses.sum(), None),
-        Reduction::Mean if (1..=MeanLoss::MOST).contains(&losses.numel()) => {
+        Reduction::Mean if losses.numel() == 0 => (losses.mean(), None),
+        Reduction::Mean if losses.numel() <= MeanLoss::MOST => {
             let both = rows.record(MeanLoss { ignored }, &[&rows.each(&losses), &rows.each(&class)], &[2]);
             let one = |offset| Tensor::with_layout(both.node(), Layout { offset, ..Layout::contiguous(&[]) });
             (one(0), Some(one(1)))

@@ -162,9 +162,12 @@ fn the_mean_of_losses_that_count() {
                 layout = Layout { offset, ..Layout::contiguous(&[inner, outer]) }.permute(&[1, 0]);
             }
             let class = classes(layout.end(), 9, 44);
-            let losses = noise(rows, 45);
-            let count =
-                coordinates(&layout.shape).filter(|c| class[at(&layout, c)] != IGNORED).count() as f64;
+            let counting: Vec<bool> =
+                coordinates(&layout.shape).map(|c| class[at(&layout, &c)] != IGNORED).collect();
+            let count = counting.iter().filter(|&&counts| counts).count() as f64;
+            let losses: Vec<f32> = (noise(rows, 45).iter().zip(&counting))
+                .map(|(&loss, &counts)| if counts { loss } else { 0.0 })
+                .collect();
             let sum: f64 = losses.iter().map(|&v| f64::from(v)).sum();
             let inputs = [(F32, Layout::contiguous(&[outer, inner])), (I32, layout)];
             let data = [f32::to_bytes(&losses), i32::to_bytes(&class)];
@@ -230,7 +233,7 @@ fn cross_entropy_of_infinities() {
         [inf, 0.0, 1.0, 2.0],
         [nan, 0.0, 1.0, 2.0],
         [-500.0, 500.0, 0.0, 0.0],
-        [1e38, -1e38, 0.0, 1.0],
+        [1e36, -1e36, 0.0, 1.0],
     ];
     for shape in [[12, 4, 1], [2, 4, 6], [48, 4, 1], [12, 20, 1], [12, 140, 1]] {
         let [outer, n, inner] = shape;
