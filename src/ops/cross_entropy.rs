@@ -248,16 +248,16 @@ fn losses<T: Real + bytemuck::Pod>(
     let (most, lost) = out.split_at_mut(rows);
     let (x, classes) = (whole::<T>(call, inputs, 0), PerRow::new(&call.inputs[1].1, inputs[1]));
     let each = WORTH_A_THREAD.div_ceil((n * inner).max(1));
-    let task = |(i, ((losses, most), lost)): (usize, ((&mut [T], &mut [T]), &mut [T]))| {
-        let first = i * each * inner;
+    let task = |first: usize, losses: &mut [T], most: &mut [T], lost: &mut [T]| {
         vectorized(Losses { x: &x[first * n..], classes, first, losses, most, lost, n, inner, target })
     };
     if outer <= each {
-        return task((0, ((losses, most), lost))).map(|(_, class)| class);
+        return task(0, losses, most, lost).map(|(_, class)| class);
     }
     let size = each * inner;
     let parts = losses.par_chunks_mut(size).zip(most.par_chunks_mut(size)).zip(lost.par_chunks_mut(size));
-    parts.enumerate().filter_map(task).min_by_key(|&(row, _)| row).map(|(_, class)| class)
+    let bad = parts.enumerate().filter_map(|(i, ((losses, most), lost))| task(i * size, losses, most, lost));
+    bad.min_by_key(|&(row, _)| row).map(|(_, class)| class)
 }
 
 /// The rows from number `first` on, whose logits are `x`.
