@@ -193,8 +193,7 @@ fn losses_of_halves_are_summed_in_singles() -> anyhow::Result<()> {
         {
             let half = o.clone().randn([rows, 7]).to(F16).detach().requires_grad_(true);
             let single = half.detach().to(F32).requires_grad_(true);
-            let class =
-                o.clone().from_slice(&(0..rows as i32).map(|i| i * 5 % 7).collect::<Vec<i32>>(), rows);
+            let class = o.clone().from_slice(&(0..rows).map(|i| i * 5 % 7).collect::<Vec<i32>>(), rows);
             let how = CrossEntropy { reduction, ..CrossEntropy::default() };
             let [a, b] = [&half, &single].map(|x| x.cross_entropy_with(&class, &how));
             assert_eq!(a.dtype(), F16);
