@@ -1,11 +1,14 @@
 //! Matrix products on host memory: the `gemm` crates' kernels for floats, a blocked loop for integers, `gemv` for
 //! vectors.
 
+use bytemuck::Pod;
 use gemm_common::Parallelism;
 
+use super::eval::with_scratch;
 use super::gemv::matrix_vector;
 use super::number::{Num, Value};
 use super::parallel::{inside, share, workers};
+use super::simd::{Work, vectorized};
 
 /// Multiply-adds from which threads pay.
 const WORTH_THREADS: usize = 1 << 18;
@@ -16,6 +19,18 @@ const PIECE: usize = 1 << 19;
 const FEW_ROWS: usize = 32;
 /// Multiply-adds up to which calling a kernel costs more than a plain loop.
 const TINY: usize = 256;
+
+/// Bytes apart from which on columns that begin a multiple of this apart share few of a cache's sets: 64 sets of 8 lines
+/// hold 32 such lines or less, and a kernel packs 48 at a time.
+const ALIASED: usize = 1024;
+/// Bytes of a transposed panel, which is to stay in a core's own cache, and the most that one may have.
+const PANEL: usize = 512 << 10;
+const LARGEST_PANEL: usize = 2 << 20;
+/// Columns that a kernel packs together, at most, and those that transposing takes at a time.
+const PACKED: usize = 48;
+const BLOCK: usize = 8;
+/// Rows from which copying the right side is little of a product's work.
+const WORTH_A_COPY: usize = 16;
 
 /// An element type that [`matmul`] takes.
 pub trait Product: Num {
@@ -77,6 +92,17 @@ impl<'a, T: Copy> Matrix<'a, T> {
 
     fn at(self) -> At<*const T> {
         At { first: self.values.as_ptr(), row: self.strides[0], column: self.strides[1] }
+    }
+
+    /// Whether packing its columns would meet them in a few sets of the cache (see [`ALIASED`]), and it is worth a copy.
+    fn is_aliased(self, [m, n, k]: [usize; 3]) -> bool {
+        let size = size_of::<T>();
+        self.strides[0] == 1
+            && self.strides[1] > 0
+            && (self.strides[1] * size).is_multiple_of(ALIASED)
+            && m >= WORTH_A_COPY
+            && n >= PACKED
+            && k.saturating_mul(PACKED * size) <= LARGEST_PANEL
     }
 
     /// Without the rows before this one, which must be there.
@@ -188,10 +214,72 @@ pub fn multiply_add<T: Gemm>(
     unsafe { T::gemm(size, a.at(), b.at(), out, add, T::ONE, threads) };
 }
 
+/// A product on this thread whose right side is transposed panel by panel before the kernel packs it.
+fn in_panels<T: Gemm + Pod>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut [T]) {
+    let columns = (PANEL / (k * size_of::<T>())).max(PACKED).next_multiple_of(BLOCK).min(n);
+    with_scratch(columns * k * size_of::<T>(), |panel| {
+        let panel = bytemuck::cast_slice_mut::<u8, T>(panel);
+        for left in (0..n).step_by(columns) {
+            let width = columns.min(n - left);
+            let panel = &mut panel[..k * width];
+            let from = &b.values[left * b.strides[1]..];
+            vectorized(Transpose { from, apart: b.strides[1], width, to: &mut *panel });
+            let out = &mut out[left..];
+            multiply_add([m, width, k], a.values, a.strides, panel, [width, 1], out, n, false, false);
+        }
+    });
+}
+
+/// Fills rows of `width` with columns of `from`, which lie `apart`.
+struct Transpose<'a, T> {
+    from: &'a [T],
+    apart: usize,
+    width: usize,
+    to: &'a mut [T],
+}
+
+impl<T: Num> Work for Transpose<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Transpose { from, apart, width, to } = self;
+        for (band, to) in to.chunks_mut(BLOCK * width).enumerate() {
+            let high = to.len() / width;
+            let from = &from[band * BLOCK..];
+            for left in (0..width).step_by(BLOCK) {
+                let block = BLOCK.min(width - left);
+                if (high, block) == (BLOCK, BLOCK) {
+                    // In registers: neighbours are read and written together.
+                    let mut tile = [[T::ZERO; BLOCK]; BLOCK];
+                    for (j, tile) in tile.iter_mut().enumerate() {
+                        tile.copy_from_slice(&from[(left + j) * apart..][..BLOCK]);
+                    }
+                    for (p, row) in to.chunks_exact_mut(width).enumerate() {
+                        let row: &mut [T] = &mut row[left..left + BLOCK];
+                        for j in 0..BLOCK {
+                            row[j] = tile[j][p];
+                        }
+                    }
+                    continue;
+                }
+                for (p, row) in to.chunks_exact_mut(width).enumerate() {
+                    for (j, to) in row[left..left + block].iter_mut().enumerate() {
+                        *to = from[(left + j) * apart + p];
+                    }
+                }
+            }
+        }
+    }
+}
+
 macro_rules! float {
     ($($t:ident = $gemm:path;)*) => {$(
         impl Product for $t {
             fn product(size: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t], threads: bool) {
+                if !threads && b.is_aliased(size) {
+                    return in_panels(size, a, b, out);
+                }
                 multiply_add(size, a.values, a.strides, b.values, b.strides, out, size[1], false, threads);
             }
         }
@@ -268,6 +356,9 @@ mod tests {
             (5, 0, 3),
             (5, 4, 0),
             (2, 520, 2),
+            // Columns a power of two apart, in one panel and in several.
+            (20, 70, 256),
+            (17, 150, 2048),
         ];
         for (m, n, k) in sizes {
             let a: Vec<T> = (0..2 * m * k + 1).map(|i| of(i % 7)).collect();
