@@ -93,7 +93,8 @@ impl Ahead {
         self.start(&mut state, wanted);
     }
 
-    /// Compiles what is not wanted yet, once, as long as there is time for that. Returns whether it is compiled.
+    /// Compiles what is not wanted yet, once, as long as there is time for that. Returns whether it is compiled, as is all
+    /// else that was asked for: who takes it compiles a plan anew.
     pub fn prepare(&self, name: &str, jobs: impl FnOnce() -> Vec<Job>) -> bool {
         let mut state = self.work.state.lock();
         if state.spent < LUXURY && state.asked.insert(name.into()) {
@@ -101,7 +102,7 @@ impl Ahead {
             state.later.push_back(Later::Ready(name.into()));
             self.start(&mut state, 1);
         }
-        state.ready.contains(name)
+        state.ready.contains(name) && state.later.is_empty()
     }
 
     /// Has so many threads take jobs.

@@ -3,10 +3,10 @@
 //!
 //! A plan that has run `PATIENCE` times is likely to run many times more. From then on each of its runs is followed
 //! by a look at one kernel that has several ways. All of them are timed, on buffers of their own, until the
-//! process has spent `BUDGET` on this (where a driver takes long to compile, that goes on beside the plan's runs before,
-//! see `ahead.rs`); and the quick one, with which a software driver has a first result early, is left for the one that
-//! should run fastest when so many runs are seen that its compiling pays. As all ways sum in one order, no result depends on
-//! what is chosen, nor on when. `WGRAD_AUTOTUNE=0` turns the timing off.
+//! process has spent `BUDGET` on this; and the quick one, with which a software driver has a first result early, is left
+//! for the one that should run fastest. Where a driver takes long to compile, that goes on beside the plan's runs (see
+//! `ahead.rs`); where it can't, the quick one stays until so many runs are seen that compiling another pays. As all ways
+//! sum in one order, no result depends on what is chosen, nor on when. `WGRAD_AUTOTUNE=0` turns the timing off.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -190,18 +190,18 @@ impl Gpu {
             let Body::Structured(call) = &kernel.body else { continue };
             let Some(ways) = call.op.0.ways(call, &self.info).filter(|w| w.ways.len() > 1) else { continue };
             let before = self.info.tuner.place(&ways);
-            if ways.quick.is_some_and(|quick| runs >= quick.runs) {
+            let times = ways.timed && self.info.tuner.has_time() && !self.info.tuner.knows(&ways);
+            let is_quick = ways.quick.is_some_and(|quick| quick.at == before);
+            let wanted = if times { &ways.ways[..] } else { &ways.ways[..usize::from(is_quick)] };
+            let compiled = self.has_compiled(kernel, &ways.key, wanted);
+            if ways.quick.is_some_and(|quick| runs >= quick.runs || compiled == Some(true)) {
                 self.info.tuner.settle(&ways.key);
                 worked = self.info.tuner.place(&ways) != before;
             }
             let sizes: Option<Vec<usize>> =
                 slots.iter().map(|&s| buffers.get(s as usize).map(|b| b.bytes)).collect();
             let sizes = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE);
-            if let Some(sizes) = sizes.filter(|_| ways.timed)
-                && self.info.tuner.has_time()
-                && !self.info.tuner.knows(&ways)
-                && self.has_compiled(kernel, &ways)
-            {
+            if let Some(sizes) = sizes.filter(|_| times && compiled != Some(false)) {
                 worked = true;
                 if self.time(kernel, &ways, &sizes).is_err() {
                     self.info.tuner.choose(&ways.key, &ways.ways[0].0);
@@ -217,18 +217,23 @@ impl Gpu {
         }
     }
 
-    /// Whether nothing speaks against timing a kernel's ways: where they can be compiled beside the work, they are first,
-    /// and looked at the next time.
-    fn has_compiled(&self, kernel: &Kernel, ways: &Ways) -> bool {
-        let Some(ahead) = &self.pipelines.ahead else { return true };
-        ahead.prepare(&ways.key, || {
+    /// Whether some ways of a kernel are compiled: beside the work, to be looked at the next time. `None` where all is
+    /// compiled when it is first run.
+    fn has_compiled(&self, kernel: &Kernel, key: &str, ways: &[(String, Vec<ShaderCall>)]) -> Option<bool> {
+        let ahead = self.pipelines.ahead.as_ref()?;
+        if ways.is_empty() {
+            return None;
+        }
+        // What is fused to a product is no part of its key.
+        let name = format!("{key} {}", kernel.label);
+        Some(ahead.prepare(&name, || {
             let call = |(_, calls): &(String, Vec<ShaderCall>)| {
                 codegen::generate_by(kernel, &self.info, false, |_| calls.clone()).unwrap_or_default()
             };
             let job =
                 |call: Call| Job { label: kernel.label.clone(), layout: LayoutKey::new(kernel, &call), call };
-            ways.ways.iter().flat_map(call).map(job).collect()
-        })
+            ways.iter().flat_map(call).map(job).collect()
+        }))
     }
 
     /// Times each way of a kernel, and chooses the fastest.
