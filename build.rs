@@ -59,7 +59,7 @@ mod table {
         for line in text.lines() {
             let part = line.strip_prefix("#include ").map(find);
             match part.map(|path| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))) {
-                Some(part) => out += &part?,
+                Some(part) => out += &with_parts(root, name, &part?)?,
                 None => out = out + line + "\n",
             }
         }

@@ -101,7 +101,7 @@ fn ${x}_four(at: u32) -> vec4<f32> {
 @group(0) @binding(${at}) var<storage, read> ${x}: array<f32>;
 #endif
 #end
-#epilogue
+#epilogue at
 
 // Four places: where they are in their image, times `mul`, plus `off`; and where their group's image begins in x.
 struct Places {

@@ -102,6 +102,11 @@ fn mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 #else
+// How far apart a row's elements are.
+fn apart() -> u32 {
+    return params.inner;
+}
+
 #include rows
 
 #if GRADIENT

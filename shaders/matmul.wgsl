@@ -137,7 +137,7 @@ fn ${x}_one(at: u32) -> ${T} {
 #endif
 #end
 #prologue
-#epilogue
+#epilogue at
 
 // The first element of a batch in a, b and the output.
 struct Place {

@@ -11,21 +11,21 @@
 // UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
 // G, WEIGHT, BIAS: whether there are any; ADDED: whether BIAS is an input, not asked for. X_AT, W_AT, B_AT: bindings. VEC: rows are read in vec4s. WHOLE: by which none
 // is cut short. WIDTH: size of a workgroup.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=3 VEC=0 VEC4=0 WHOLE=0
-//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
-//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
-//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=3 VEC=1 VEC4=1 WHOLE=0
-//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=3 VEC=0 VEC4=0 WHOLE=0
+//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
+//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
+//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=3 VEC=1 VEC4=1 WHOLE=0
+//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
+//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
 
 struct Params {
     rows: u32,
@@ -51,38 +51,12 @@ struct Params {
 #end
 #epilogue
 
-#if WHOLE
-#else
-// Which of the elements j.. of a row there are.
-fn inside(j: u32) -> vec4<bool> {
-    return vec4<u32>(j, j + 1u, j + 2u, j + 3u) < vec4<u32>(params.n);
-}
-#endif
-
-// Zero for those of the elements j.. that there are not.
-fn only(j: u32, v: vec4<f32>) -> vec4<f32> {
-#if WHOLE
-    return v;
-#else
-    return select(vec4<f32>(), v, inside(j));
-#endif
+// How far apart a row's elements are.
+fn apart() -> u32 {
+    return 1u;
 }
 
-#if VEC
-// Where the elements j.. of the row at `base` lie; past its end, its last ones again.
-fn place(base: u32, j: u32) -> u32 {
-#if WHOLE
-    return (base + j) / 4u;
-#else
-    return (base + min(j, params.n - 4u)) / 4u;
-#endif
-}
-#else
-// Where the elements j.. of the row at `base` lie; past its end, its last one again.
-fn places(base: u32, j: u32) -> vec4<u32> {
-    return base + min(vec4<u32>(j, j + 1u, j + 2u, j + 3u), vec4<u32>(params.n - 1u));
-}
-#endif
+#include fours
 
 #for FLAG input in 1 x, G g
 #if ${FLAG}
@@ -110,54 +84,9 @@ fn load_${input}(j: u32) -> vec4<f32> {
 #endif
 #end
 
-fn keep(base: u32, j: u32, v: vec4<f32>) {
-#if VEC
-#if WHOLE
-    store4((base + j) / 4u, v);
-#else
-    if j < params.n {
-        store4((base + j) / 4u, v);
-    }
-#endif
-#else
-#for c in 0..4
-    if j + ${c}u < params.n {
-        store(base + j + ${c}u, v[${c}]);
-    }
-#end
-#endif
-}
+#include keep
 
-#if TEAM
-#if SUBGROUP
-#else
-var<workgroup> shared_values: array<f32, ${WIDTH}>;
-#endif
-#endif
-
-// The row's sum.
-fn sum_of(index: u32, v: vec4<f32>) -> f32 {
-    let own = (v.x + v.y) + (v.z + v.w);
-#if TEAM
-#if SUBGROUP
-    return subgroupAdd(own);
-#else
-    shared_values[index] = own;
-    workgroupBarrier();
-    for (var half = ${WIDTH}u / 2u; half > 0u; half /= 2u) {
-        if index < half {
-            shared_values[index] += shared_values[index + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = shared_values[0];
-    workgroupBarrier();
-    return sum;
-#endif
-#else
-    return own;
-#endif
-}
+#include joined
 
 @compute @workgroup_size(${WIDTH})
 fn norm(

@@ -48,6 +48,11 @@ struct Params {
 #endif
 #epilogue
 
+// How far apart a row's elements are.
+fn apart() -> u32 {
+    return params.inner;
+}
+
 #include rows
 
 #if BACKWARD

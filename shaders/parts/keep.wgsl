@@ -11,7 +11,7 @@ fn keep(base: u32, j: u32, v: vec4<f32>) {
 #else
 #for c in 0..4
     if j + ${c}u < params.n {
-        store(base + (j + ${c}u) * params.inner, v[${c}]);
+        store(base + (j + ${c}u) * apart(), v[${c}]);
     }
 #end
 #endif

@@ -1,4 +1,4 @@
-// Rows of a contiguous [outer, n, inner], read by fours: `x` from `params.x_offset` on. For the defines see softmax.wgsl.
+// Elements of rows of a contiguous [outer, n, inner], read by fours: `x` from `params.x_offset` on. For the defines see softmax.wgsl.
 
 // Below this, exp gives zero: the smallest normal number's logarithm. (Some drivers never reach zero.)
 const LEAST = vec4<f32>(-87.33654);
@@ -22,38 +22,7 @@ fn exp_or_zero(v: vec4<f32>) -> vec4<f32> {
 #endif
 }
 
-#if WHOLE
-#else
-// Which of the elements j.. of a row there are.
-fn inside(j: u32) -> vec4<bool> {
-    return vec4<u32>(j, j + 1u, j + 2u, j + 3u) < vec4<u32>(params.n);
-}
-#endif
-
-// Zero for those of the elements j.. that there are not.
-fn only(j: u32, v: vec4<f32>) -> vec4<f32> {
-#if WHOLE
-    return v;
-#else
-    return select(vec4<f32>(), v, inside(j));
-#endif
-}
-
-#if VEC
-// Where the elements j.. of the row at `base` lie; past its end, its last ones again.
-fn place(base: u32, j: u32) -> u32 {
-#if WHOLE
-    return (base + j) / 4u;
-#else
-    return (base + min(j, params.n - 4u)) / 4u;
-#endif
-}
-#else
-// Where the elements j.. of the row at `base` lie; past its end, its last one again.
-fn places(base: u32, j: u32) -> vec4<u32> {
-    return base + min(vec4<u32>(j, j + 1u, j + 2u, j + 3u), vec4<u32>(params.n - 1u)) * params.inner;
-}
-#endif
+#include fours
 
 fn load_x(base: u32, j: u32) -> vec4<f32> {
 #if VEC

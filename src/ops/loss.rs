@@ -90,7 +90,10 @@ impl Tensor {
     pub fn nll_loss_with(&self, target: &Tensor, how: &CrossEntropy) -> Tensor {
         let caller = Location::caller();
         Tensor::from_result(on_line_of(caller, || {
-            check_classes(self, target, how, "nll_loss", caller)?;
+            let op = "nll_loss";
+            first_error([self, target].into_iter().chain(&how.weight))?;
+            common_device(op, caller, [self, target].into_iter().chain(&how.weight))?;
+            check_classes(self, target, how, op, caller)?;
             Ok(nll(self, target, how, caller))
         }))
     }
@@ -248,8 +251,6 @@ fn check_classes(
     op: &'static str,
     caller: Caller,
 ) -> Result<i64> {
-    first_error([x, target].into_iter().chain(&how.weight))?;
-    common_device(op, caller, [x, target].into_iter().chain(&how.weight))?;
     let class_dim = if x.dim() == 1 { 0 } else { 1 };
     let mut expected = Dims::from_slice(x.shape());
     if class_dim < expected.len() {

@@ -353,6 +353,7 @@ impl Rows {
         let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
         let defines = kernel
             .defines(self.n, self.software, true, offsets)
+            .flag("AGAIN", true)
             .flag("GRADIENT", gradient)
             .flag("PARAMETERS", self.parameters)
             .flag("RMS", op.rms)

@@ -3,7 +3,7 @@
 //! as well, over no workgroups, the plan's last kernel first, until one comes up that is on disk already: the queue
 //! has got that far, or an earlier process did. Then those that the tuner wants to time, which need not wait for anything.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -56,9 +56,8 @@ struct State {
     jobs: Vec<Job>,
     /// What one thread compiles when there is nothing else to do.
     later: VecDeque<Later>,
-    /// Names of what was to be compiled later, and of what is.
-    asked: HashSet<String>,
-    ready: HashSet<String>,
+    /// Names of what was to be compiled later, and whether it is.
+    asked: HashMap<String, bool>,
     spent: Duration,
     /// Threads that will take more jobs, and those that are in the driver.
     taking: usize,
@@ -97,12 +96,13 @@ impl Ahead {
     /// else that was asked for: who takes it compiles a plan anew.
     pub fn prepare(&self, name: &str, jobs: impl FnOnce() -> Vec<Job>) -> bool {
         let mut state = self.work.state.lock();
-        if state.spent < LUXURY && state.asked.insert(name.into()) {
+        if state.spent < LUXURY && !state.asked.contains_key(name) {
+            state.asked.insert(name.into(), false);
             state.later.extend(jobs().into_iter().map(Later::Compile));
             state.later.push_back(Later::Ready(name.into()));
             self.start(&mut state, 1);
         }
-        state.ready.contains(name) && state.later.is_empty()
+        state.later.is_empty() && state.asked.get(name) == Some(&true)
     }
 
     /// Has so many threads take jobs.
@@ -123,6 +123,8 @@ impl Ahead {
         let mut state = self.work.state.lock();
         state.jobs.clear();
         state.later.clear();
+        // It may be only a thread that ends: others may ask again.
+        state.asked.retain(|_, ready| *ready);
         // Not for ever: a driver that hangs here must not keep the program.
         let latest = Instant::now() + Duration::from_secs(5);
         while state.inside > 0 && !self.work.gone.wait_until(&mut state, latest).timed_out() {}
@@ -170,7 +172,7 @@ impl Work {
         {
             match later {
                 Later::Compile(job) => return Some((job, false)),
-                Later::Ready(name) => drop(state.ready.insert(name)),
+                Later::Ready(name) => drop(state.asked.insert(name, true)),
             }
         }
         state.taking -= 1;

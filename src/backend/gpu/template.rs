@@ -4,7 +4,7 @@
 //! A template's lines may be directives: `#import name`, `#if NAME`, `#else`, `#endif`, `#prologue`, `#epilogue`,
 //! `#status`, and `#for NAME in A..B`, whose lines up to `#end` are repeated with `${NAME}` counting. `#for P Q in a b, c d` repeats
 //! them for words: first with `${P}` for a and `${Q}` for b. `${NAME}` in any other line, or behind `#if`, is replaced
-//! by a define; `#if` takes numbers, too. `#include part` has become the text of `shaders/NAME/part.wgsl` or
+//! by a define; `#if` takes numbers, too. `#epilogue at` promises that results are stored by `store_at` and `store4_at` alone. `#include part` has become the text of `shaders/NAME/part.wgsl` or
 //! `shaders/parts/part.wgsl` before, by `build.rs`. Shared functions are written once in terms of `F`, `I`,
 //! `U` and `B`. They come in a scalar form under their own name and in a 4-vector form, `name4`; only what the
 //! text mentions is linked in.
@@ -168,10 +168,16 @@ fn substitute<'a>(
     Ok(())
 }
 
-/// Whether a template asks for `#name`, in any variant.
+/// What a template says behind `#name`, if it asks for that in any variant.
+pub fn directive<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let directives = text.lines().filter_map(|line| line.trim().strip_prefix('#'));
+    let mut words = directives.map(|d| d.split_once(char::is_whitespace).unwrap_or((d, "")));
+    words.find(|(word, _)| *word == name).map(|(_, rest)| rest.trim())
+}
+
+/// Whether it asks for `#name`.
 pub fn mentions(text: &str, name: &str) -> bool {
-    text.lines()
-        .any(|l| l.trim().strip_prefix('#').is_some_and(|d| d.split_whitespace().next() == Some(name)))
+    directive(text, name).is_some()
 }
 
 /// The WGSL name of the 1- or 4-wide form of `F`, `I`, `U` or `B`.

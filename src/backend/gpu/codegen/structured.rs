@@ -35,9 +35,9 @@ pub fn structured(
     let bare = template::expand(text, library, &bare).map_err(wrong)?;
 
     let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
-    let calls = |name: &str| bare.contains(&format!("{name}("));
-    let singles = !wide || calls("store") || calls("store_at");
-    let handed = (calls("store_at") || calls("store4_at")).then(|| handed(s));
+    let handed = (template::directive(text, "epilogue") == Some("at")).then(|| handed(s));
+    let store = if handed.is_some() { "store_at(" } else { "store(" };
+    let singles = !wide || bare.contains(store);
     let computed = Computed::all(s, call, &bare);
     let stores = Stores { wide, singles, handed, looks };
     let (prologue, epilogue) = match template::mentions(text, "epilogue") {
