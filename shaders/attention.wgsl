@@ -29,6 +29,7 @@
 //! variant tiles, keys: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 KEYS=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
 
 #import loops
+#import math
 #import nan
 #if PAIRS
 #import pairs
@@ -141,8 +142,6 @@ fn place(number: u32) -> Place {
     return at;
 }
 
-// Below this, exp gives zero: the smallest normal number's logarithm. (Some drivers never reach zero.)
-const LEAST = -87.33655;
 // The lowest finite number: a maximum of nothing, from which differences are no NaN.
 const LOWEST = -3.4028234663852886e38f;
 

@@ -144,7 +144,7 @@ fn cross_entropy(
         {
             let j = start + STEP * ${u}u;
             let hit = vec4<u32>(j, j + 1u, j + 2u, j + 3u) == vec4<u32>(u32(class_of));
-            let share = exp_or_zero((load_x(base, j) - most) - lost) * scale;
+            let share = exp_of((load_x(base, j) - most) - lost) * scale;
 #if EVEN
             keep(base, j, (share - even) - select(vec4<f32>(), hard, hit));
 #else
@@ -161,7 +161,7 @@ fn cross_entropy(
         return;
     }
 #endif
-    let lost = log(sum);
+    let lost = w_log(sum);
     let within = u32(class_of) < params.n;
     let at = params.x_offset + base + select(0u, u32(class_of), within) * params.inner;
 #if VEC

@@ -76,7 +76,7 @@ fn term(g: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
 
 fn gradient(g: vec4<f32>, y: vec4<f32>, sum: f32) -> vec4<f32> {
 #if LOG
-    return g - exp_or_zero(y) * sum;
+    return g - exp_of(y) * sum;
 #else
     return (g - sum) * y;
 #endif
@@ -116,7 +116,7 @@ fn softmax(
 #else
 #include exponentials
 #if LOG
-    let lost = log(sum);
+    let lost = w_log(sum);
 #else
     let each = 1.0 / sum;
 #endif
@@ -144,7 +144,7 @@ fn softmax(
 #if LOG
             keep(base, j, (load_x(base, j) - most) - lost);
 #else
-            keep(base, j, exp_or_zero(load_x(base, j) - most) * each);
+            keep(base, j, exp_of(load_x(base, j) - most) * each);
 #endif
 #endif
         }

@@ -4,8 +4,20 @@ alias Rows = vec${ROWS}<f32>;
 alias Places = vec${ROWS}<u32>;
 alias Flags = vec${ROWS}<bool>;
 
-fn exp_or_zero(v: Rows) -> Rows {
-    return select(exp(v), Rows(), v < Rows(LEAST));
+fn exp_of(v: Rows) -> Rows {
+#if FOUR
+    return exp_or_zero4(v);
+#else
+    return vec2<f32>(exp_or_zero(v.x), exp_or_zero(v.y));
+#endif
+}
+
+fn log_of(v: Rows) -> Rows {
+#if FOUR
+    return w_log4(v);
+#else
+    return vec2<f32>(w_log(v.x), w_log(v.y));
+#endif
 }
 
 @compute @workgroup_size(8)
@@ -169,7 +181,7 @@ fn lanes(
             let delta = Rows(delta_in[params.delta_offset + seen]);
 #endif
 #endif
-            let p = select(Rows(), exp_or_zero(dot - lse), counts);
+            let p = select(Rows(), exp_of(dot - lse), counts);
             var slopes: array<Rows, 4>;
 #for d in 0..${V4}
             {
@@ -196,11 +208,11 @@ fn lanes(
 #for k in 0..${STEP}
         greatest = max(greatest, s[${k}]);
 #end
-        let shrink = exp_or_zero(most - greatest);
+        let shrink = exp_of(most - greatest);
         most = greatest;
         sum *= shrink;
 #for k in 0..${STEP}
-        s[${k}] = exp_or_zero(s[${k}] - most);
+        s[${k}] = exp_of(s[${k}] - most);
         sum += s[${k}];
 #end
 #for d in 0..${V4}
@@ -260,7 +272,7 @@ fn lanes(
 #end
 #end
 #if LSE
-    let lses = select(most + log(sum), -nothing, sum == Rows());
+    let lses = select(most + log_of(sum), -nothing, sum == Rows());
 #endif
 #endif
 #if LSE

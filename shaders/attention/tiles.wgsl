@@ -14,10 +14,6 @@ var<workgroup> partial: array<f32, 256>;
 
 alias Block = array<vec4<f32>, 4>;
 
-fn exp_or_zero(v: vec4<f32>) -> vec4<f32> {
-    return select(exp(v), vec4<f32>(), v < vec4<f32>(LEAST));
-}
-
 #for FLAG products mine theirs columns in 1 scores x a e, BACKWARD slopes_of y b v
 #if ${FLAG}
 // The products of 32 rows of ${mine} from `start` with 32 of ${theirs} from `t`.
@@ -140,11 +136,11 @@ fn tiles(
             partial[(down * 4u + ${r}u) * 8u + across] = max(max(s[${r}].x, s[${r}].y), max(s[${r}].z, s[${r}].w));
 #endif
 #if QUERIES
-            let p = select(vec4<f32>(), exp_or_zero(dot - lse[${r}]), counts);
+            let p = select(vec4<f32>(), exp_or_zero4(dot - lse[${r}]), counts);
             s[${r}] = select(vec4<f32>(), p * (slope[${r}] - delta[${r}]), counts);
 #endif
 #if KEYS
-            p[${r}] = select(vec4<f32>(), exp_or_zero(dot - lse), counts);
+            p[${r}] = select(vec4<f32>(), exp_or_zero4(dot - lse), counts);
             s[${r}] = select(vec4<f32>(), p[${r}] * (slope[${r}] - delta), counts);
 #endif
         }
@@ -157,11 +153,11 @@ fn tiles(
         greatest[${r}] = max(greatest[${r}], partial[(down * 4u + ${r}u) * 8u + ${i}u]);
 #end
 #end
-        let shrink = exp_or_zero(most - greatest);
+        let shrink = exp_or_zero4(most - greatest);
         most = greatest;
         sum *= shrink;
 #for r in 0..4
-        s[${r}] = exp_or_zero(s[${r}] - most[${r}]);
+        s[${r}] = exp_or_zero4(s[${r}] - most[${r}]);
         // Each invocation sums its own columns; the rows' sums are put together at the end.
         sum[${r}] += (s[${r}].x + s[${r}].y) + (s[${r}].z + s[${r}].w);
 #for q in 0..${CHUNKS_B}
@@ -256,7 +252,7 @@ fn tiles(
 #end
 #if LSE
         if across == 0u {
-            store(params.lse_out + at.row + first + ${r}u, select(most[${r}] + log(total[${r}]), -nothing[${r}], total[${r}] == 0.0));
+            store(params.lse_out + at.row + first + ${r}u, select(most[${r}] + w_log(total[${r}]), -nothing[${r}], total[${r}] == 0.0));
         }
 #endif
 #endif

@@ -5,10 +5,6 @@
 // So there are the fewer loads and multiplications in the code the more columns there are.
 const BLOCKS: u32 = ${ROWS}u / 4u;
 
-fn exp_or_zero(v: vec4<f32>) -> vec4<f32> {
-    return select(exp(v), vec4<f32>(), v < vec4<f32>(LEAST));
-}
-
 @compute @workgroup_size(8)
 fn wide(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -138,7 +134,7 @@ fn wide(
                 let lse = subgroupShuffle(own_lse, (block * 4u + ${q}u) % 8u);
                 let delta = subgroupShuffle(own_delta, (block * 4u + ${q}u) % 8u);
 #endif
-                new_s${q} = select(vec4<f32>(), exp_or_zero(dot - lse), counts);
+                new_s${q} = select(vec4<f32>(), exp_or_zero4(dot - lse), counts);
                 new_slope${q} = select(vec4<f32>(), new_s${q} * (slope[${q}] - delta), counts);
 #endif
             }
@@ -152,10 +148,10 @@ fn wide(
             greatest = max(greatest, subgroupShuffleXor(greatest, ${distance}u));
 #end
             greatest = max(greatest, most[0]);
-            let less = exp_or_zero(most[0] - greatest);
+            let less = exp_or_zero4(most[0] - greatest);
             var total = sum[0] * less;
 #for q in 0..4
-            new_s${q} = exp_or_zero(new_s${q} - greatest[${q}]);
+            new_s${q} = exp_or_zero4(new_s${q} - greatest[${q}]);
             total[${q}] += (new_s${q}.x + new_s${q}.y) + (new_s${q}.z + new_s${q}.w);
 #end
 #for i in 1..${ROWS}/4
@@ -237,7 +233,7 @@ fn wide(
         total += subgroupShuffleXor(total, ${distance}u);
 #end
 #if LSE
-        let lse = select(greatest + log(total), -nothing, total == vec4<f32>());
+        let lse = select(greatest + w_log4(total), -nothing, total == vec4<f32>());
         let mine = select(select(lse.x, lse.y, lane == 1u), select(lse.z, lse.w, lane == 3u), lane >= 2u);
         let row = start + block * 4u + lane;
         if lane < 4u && row < params.mine {

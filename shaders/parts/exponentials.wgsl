@@ -13,7 +13,7 @@
 #end
     let most = most_of(index, greatest);
 #for i in 0..${CHUNKS}
-    let e${i} = exp_or_zero(v${i} - most);
+    let e${i} = exp_of(v${i} - most);
     sums += only(first + ${i}u * STEP, e${i});
 #if EVEN
     rests += only(first + ${i}u * STEP, v${i} - most);
@@ -32,7 +32,7 @@
         {
             let j = start + STEP * ${u}u;
             let v = load_x(base, j) - most;
-            sums += only(j, exp_or_zero(v));
+            sums += only(j, exp_of(v));
 #if EVEN
             rests += only(j, v);
 #endif

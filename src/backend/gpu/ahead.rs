@@ -14,7 +14,6 @@ use parking_lot::{Condvar, Mutex};
 use crate::backend::{Fault, report};
 use crate::ops::dispatch::threads;
 
-use super::AdapterClass;
 use super::codegen::Call;
 use super::device::{request, scoped, wait};
 use super::pipeline::{Layout, LayoutKey, build};
@@ -73,11 +72,12 @@ enum Later {
 impl Ahead {
     /// `None` where it is of no use: drivers of GPUs compile before they dispatch, and one that keeps nothing on disk
     /// would compile all twice. Nor where a process that exits does not wait (see `exit.rs`).
-    pub fn new(adapter: &wgpu::Adapter, class: AdapterClass) -> Option<Ahead> {
-        let vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
+    pub fn new(adapter: &wgpu::Adapter) -> Option<Ahead> {
+        let info = adapter.get_info();
+        let lavapipe = info.backend == wgpu::Backend::Vulkan && info.driver == "llvmpipe";
         let keeps = std::env::var("MESA_SHADER_CACHE_DISABLE").map_or(true, |v| v == "0" || v == "false");
         let waits = cfg!(all(target_os = "linux", target_env = "gnu"));
-        let useful = waits && class == AdapterClass::Software && vulkan && keeps && threads() > 1;
+        let useful = waits && lavapipe && keeps && threads() > 1;
         useful.then(|| Ahead { adapter: adapter.clone(), work: Arc::default() })
     }
 

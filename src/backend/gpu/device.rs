@@ -60,6 +60,17 @@ fn class(info: &wgpu::AdapterInfo) -> AdapterClass {
     }
 }
 
+/// The class that `WGRAD_CLASS` asks for: another class's kernels run on any adapter, so that those for GPUs can be tested
+/// on software ones.
+fn class_asked_for() -> Option<AdapterClass> {
+    match std::env::var("WGRAD_CLASS").ok()?.as_str() {
+        "discrete" => Some(AdapterClass::Discrete),
+        "integrated" => Some(AdapterClass::Integrated),
+        "software" => Some(AdapterClass::Software),
+        _ => None,
+    }
+}
+
 /// The names of all adapters, the best first.
 pub fn adapters() -> Vec<String> {
     ADAPTERS.iter().map(|a| a.get_info().name).collect()
@@ -156,7 +167,11 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let uniform = info.subgroup_min_size == info.subgroup_max_size;
     let subgroup_size =
         (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
-    let (class, id) = (class(&info), disk::id(&info));
+    let on_cpu = is_software(&info);
+    let (class, id) = match class_asked_for() {
+        Some(class) => (class, format!("{}-{class:?}", disk::id(&info))),
+        None => (class(&info), disk::id(&info)),
+    };
     let pairs = class == AdapterClass::Software && features.contains(wgpu::Features::SHADER_INT64);
     let tuner = Arc::new(Tuner::new(&id));
     let driver = format!("{:?} {} {}", info.backend, info.driver, info.driver_info);
@@ -165,6 +180,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         driver,
         id,
         class,
+        on_cpu,
         limits,
         features,
         subgroup_size,
@@ -189,7 +205,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         split_product: crate::ops::matmul::split_for(info.class),
     };
     let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);
-    let ahead = Ahead::new(adapter, info.class);
+    let ahead = Ahead::new(adapter);
     let mut gpu = Gpu::new(info, caps, device, queue, faults, pool);
     gpu.pipelines.ahead = ahead;
     Ok(gpu)

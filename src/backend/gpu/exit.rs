@@ -28,7 +28,7 @@ impl Drop for Busy {
 
 /// Notes that this thread has given the device work.
 pub fn note(gpu: &Gpu) {
-    if !gpu.info.is_software() {
+    if !gpu.info.on_cpu {
         return;
     }
     // It fails in a thread that is ending.

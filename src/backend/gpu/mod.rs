@@ -1,5 +1,7 @@
 //! The GPU backend: wgpu.
 
+#[cfg(test)]
+mod abroad;
 mod ahead;
 mod check;
 mod codegen;
@@ -85,6 +87,8 @@ pub struct AdapterInfo {
     /// Names what is kept on disk for this adapter and driver.
     pub id: String,
     pub class: AdapterClass,
+    /// Whether its driver runs shaders on the CPU, whatever its class.
+    pub on_cpu: bool,
     pub limits: wgpu::Limits,
     pub features: wgpu::Features,
     /// Invocations in a subgroup, where shaders may use subgroups and all have one size.
@@ -98,7 +102,7 @@ pub struct AdapterInfo {
 }
 
 impl AdapterInfo {
-    /// Whether it is a driver that runs shaders on the CPU.
+    /// Whether kernels are those for drivers that run shaders on the CPU.
     pub fn is_software(&self) -> bool {
         self.class == AdapterClass::Software
     }
@@ -301,7 +305,7 @@ impl Backend for Gpu {
 
     fn total_memory(&self) -> Option<u64> {
         // What other adapters have, wgpu does not tell.
-        if self.info.class == AdapterClass::Software { super::host_memory() } else { None }
+        if self.info.on_cpu { super::host_memory() } else { None }
     }
 
     fn profile(&self, on: bool) -> Vec<Timing> {

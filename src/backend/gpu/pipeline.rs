@@ -371,6 +371,9 @@ pub fn build(
     if report::level() >= 4 {
         eprintln!("{}", call.wgsl);
     }
+    #[cfg(test)]
+    super::abroad::check(&call.wgsl)
+        .map_err(|message| Fault { kind: crate::error::ErrorKind::Backend, message, command: None })?;
     let raw = scoped(device, || {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(label),

@@ -34,6 +34,15 @@ pub fn gpu() -> Arc<Gpu> {
     pick(None).expect("an adapter")
 }
 
+/// The same adapter with an executor of its own, as if it were another.
+fn another(change: impl FnOnce(&mut AdapterInfo, &mut Caps)) -> Gpu {
+    let shared = gpu();
+    let (mut info, mut caps) = (shared.info.clone(), shared.caps.clone());
+    change(&mut info, &mut caps);
+    let (device, queue, faults) = (shared.device.clone(), shared.queue.clone(), shared.faults.clone());
+    Gpu::new(info, caps, device, queue, faults, shared.pool.clone())
+}
+
 /// Writes a program with few words.
 #[derive(Default, Clone)]
 pub struct Build(pub Program);
