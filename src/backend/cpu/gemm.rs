@@ -34,9 +34,12 @@ const WORTH_A_COPY: usize = 16;
 
 /// An element type that [`matmul`] takes.
 pub trait Product: Num {
-    /// Fills `out` with some rows of a product, on this thread, or (`threads`) with others' help.
+    /// `out = a · b` on this thread, or (`threads`) with others' help. Neighbours in rows of `out` lie side by side.
+    ///
+    /// # Safety
+    /// `out` must lie in memory, and nobody else may see it.
     #[doc(hidden)]
-    fn product(size: [usize; 3], a: Matrix<Self>, b: Matrix<Self>, out: &mut [Self], threads: bool);
+    unsafe fn product(size: [usize; 3], a: Matrix<Self>, b: Matrix<Self>, out: At<*mut Self>, threads: bool);
 }
 
 /// An element type that the `gemm` crates have kernels for.
@@ -70,6 +73,19 @@ impl<P> At<P> {
         At { row: self.column, column: self.row, ..self }
     }
 }
+
+impl<T> At<*mut T> {
+    /// Rows of `n` without gaps.
+    fn rows(out: &mut [T], n: usize) -> At<*mut T> {
+        At { first: out.as_mut_ptr(), row: n, column: 1 }
+    }
+}
+
+/// A place that threads write parts of.
+struct Shared<T>(At<*mut T>);
+
+// SAFETY: who takes a part of it has that to itself.
+unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// A matrix inside a slice: `[row, column]` lies at `row * strides[0] + column * strides[1]`.
 #[derive(Clone, Copy)]
@@ -108,6 +124,11 @@ impl<'a, T: Copy> Matrix<'a, T> {
     /// Without the rows before this one, which must be there.
     fn below(self, row: usize) -> Matrix<'a, T> {
         Matrix { values: &self.values[row * self.strides[0]..], ..self }
+    }
+
+    /// Without the columns before this one, which must be there.
+    fn beside(self, column: usize) -> Matrix<'a, T> {
+        Matrix { values: &self.values[column * self.strides[1]..], ..self }
     }
 }
 
@@ -171,14 +192,29 @@ fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut 
                 sum.add(a.values[row + p * a.strides[1]].mul(b.values[column + p * b.strides[0]]))
             });
         }
+    } else if threads && b.strides[0] == 1 && m < n && n >= PACKED * workers() {
+        // Packing columns transposes them, so each thread has some to itself, and packs the smaller left side whole.
+        let columns = PIECE.div_ceil(m.saturating_mul(k)).max(n.div_ceil(workers())).next_multiple_of(BLOCK);
+        let out = Shared(At::rows(out, n));
+        share(&mut vec![(); n.div_ceil(columns)], 1, |i, _| {
+            let left = i * columns;
+            let Shared(out) = &out;
+            // SAFETY: `out` has `m` rows of `n`; these columns of them are this thread's alone.
+            unsafe {
+                let out = At { first: out.first.add(left), ..*out };
+                T::product([m, columns.min(n - left), k], a, b.beside(left), out, false);
+            }
+        });
     } else if threads && (m >= FEW_ROWS * workers() || !inside()) {
         // A few rows for each thread, this one among them.
         let rows = PIECE.div_ceil(n.saturating_mul(k)).max(m.div_ceil(workers())).next_multiple_of(8);
         share(out, rows * n, |i, out| {
-            T::product([out.len() / n, n, k], a.below(i * rows), b, out, false);
+            // SAFETY: rows of `n` in a slice of this thread's.
+            unsafe { T::product([out.len() / n, n, k], a.below(i * rows), b, At::rows(out, n), false) };
         });
     } else {
-        T::product(size, a, b, out, threads);
+        // SAFETY: rows of `n` in a slice of ours.
+        unsafe { T::product(size, a, b, At::rows(out, n), threads) };
     }
 }
 
@@ -215,17 +251,24 @@ pub fn multiply_add<T: Gemm>(
 }
 
 /// A product on this thread whose right side is transposed panel by panel before the kernel packs it.
-fn in_panels<T: Gemm + Pod>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut [T]) {
+///
+/// # Safety
+/// As [`Product::product`]'s.
+unsafe fn in_panels<T: Gemm + Pod>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: At<*mut T>) {
     let columns = (PANEL / (k * size_of::<T>())).max(PACKED).next_multiple_of(BLOCK).min(n);
     with_scratch(columns * k * size_of::<T>(), |panel| {
         let panel = bytemuck::cast_slice_mut::<u8, T>(panel);
         for left in (0..n).step_by(columns) {
             let width = columns.min(n - left);
             let panel = &mut panel[..k * width];
-            let from = &b.values[left * b.strides[1]..];
+            let from = b.beside(left).values;
             vectorized(Transpose { from, apart: b.strides[1], width, to: &mut *panel });
-            let out = &mut out[left..];
-            multiply_add([m, width, k], a.values, a.strides, panel, [width, 1], out, n, false, false);
+            let b = Matrix { values: &*panel, strides: [width, 1] };
+            // SAFETY: the caller's; the panel has `k` rows of `width`.
+            unsafe {
+                let out = At { first: out.first.add(left), ..out };
+                T::gemm([m, width, k], a.at(), b.at(), out, false, T::ONE, false);
+            }
         }
     });
 }
@@ -276,11 +319,15 @@ impl<T: Num> Work for Transpose<'_, T> {
 macro_rules! float {
     ($($t:ident = $gemm:path;)*) => {$(
         impl Product for $t {
-            fn product(size: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t], threads: bool) {
-                if !threads && b.is_aliased(size) {
-                    return in_panels(size, a, b, out);
+            unsafe fn product(size: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: At<*mut $t>, threads: bool) {
+                // SAFETY: the caller's; matrices lie in their slices.
+                unsafe {
+                    if !threads && b.is_aliased(size) {
+                        in_panels(size, a, b, out)
+                    } else {
+                        Self::gemm(size, a.at(), b.at(), out, false, 1.0, threads)
+                    }
                 }
-                multiply_add(size, a.values, a.strides, b.values, b.strides, out, size[1], false, threads);
             }
         }
         impl Gemm for $t {
@@ -311,8 +358,9 @@ float! { f32 = gemm_f32::gemm::f32::get_gemm_fn; f64 = gemm_f64::gemm::f64::get_
 macro_rules! int {
     ($($t:ident)*) => {$(
         impl Product for $t {
-            fn product([m, n, k]: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: &mut [$t], _: bool) {
-                integers(m, n, k, a, b, out);
+            unsafe fn product(size: [usize; 3], a: Matrix<$t>, b: Matrix<$t>, out: At<*mut $t>, _: bool) {
+                // SAFETY: the caller's.
+                unsafe { integers(size, a, b, out) };
             }
         }
     )*};
@@ -320,9 +368,14 @@ macro_rules! int {
 int! { i32 u32 }
 
 /// Row by row of `out`, as a sum of rows of `b`, in stretches that stay in cache.
-fn integers<T: Num + Value>(m: usize, n: usize, k: usize, a: Matrix<T>, b: Matrix<T>, out: &mut [T]) {
+///
+/// # Safety
+/// As [`Product::product`]'s.
+unsafe fn integers<T: Num + Value>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: At<*mut T>) {
     const TILE: usize = 256;
-    out.fill(T::ZERO);
+    // SAFETY: the caller's.
+    let row = |i: usize| unsafe { std::slice::from_raw_parts_mut(out.first.add(i * out.row), n) };
+    (0..m).for_each(|i| row(i).fill(T::ZERO));
     let mut row_of_b = [T::ZERO; TILE];
     for left in (0..n).step_by(TILE) {
         let width = TILE.min(n - left);
@@ -333,7 +386,7 @@ fn integers<T: Num + Value>(m: usize, n: usize, k: usize, a: Matrix<T>, b: Matri
                 }
                 for i in 0..m {
                     let factor = a.values[i * a.strides[0] + p * a.strides[1]];
-                    for (to, &v) in out[i * n + left..][..width].iter_mut().zip(&row_of_b) {
+                    for (to, &v) in row(i)[left..][..width].iter_mut().zip(&row_of_b) {
                         *to = to.add(factor.mul(v));
                     }
                 }
@@ -356,6 +409,8 @@ mod tests {
             (5, 0, 3),
             (5, 4, 0),
             (2, 520, 2),
+            // Columns shared among threads, of which the last has fewer.
+            (60, 205, 100),
             // Columns a power of two apart, in one panel and in several.
             (20, 70, 256),
             (17, 150, 2048),
