@@ -9,19 +9,19 @@
 // MEAN: of losses x, `rows` of them side by side, the mean over targets that count, and one over the number of these.
 //
 // Who computes a row: see softmax.wgsl, whose defines these are; a gradient is computed in loops. A mean is one workgroup's.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=0 WHOLE=0 POLYNOMIAL=1
-//! variant row in registers, vec4, even: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 EVEN=1 AGAIN=1 VEC=1 WHOLE=1 POLYNOMIAL=0
-//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 WHOLE=1 POLYNOMIAL=0
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 VEC=1 WHOLE=1 POLYNOMIAL=1
-//! variant subgroup, even: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=0 WHOLE=0 POLYNOMIAL=1
-//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=1 WHOLE=0 POLYNOMIAL=0
-//! variant group, even: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=1 WHOLE=1 POLYNOMIAL=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 WHOLE=0 POLYNOMIAL=0
-//! variant gradient, row: GRADIENT=1 SCALED=1 WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=1
-//! variant gradient, group, vec4: GRADIENT=1 SCALED=0 EVEN=1 WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant gradient, group, long: GRADIENT=1 SCALED=1 EVEN=1 WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant mean, subgroup: MEAN=1 AGAIN=1 WIDTH=8 TEAM=1 SUBGROUP=1 VEC=1
-//! variant mean, group: MEAN=1 AGAIN=1 WIDTH=256 TEAM=1 SUBGROUP=0 VEC=0
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=1
+//! variant row in registers, vec4, even: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 EVEN=1 AGAIN=1 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=0
+//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=1 POLYNOMIAL=0
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=1
+//! variant subgroup, even: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=1
+//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=0 POLYNOMIAL=0
+//! variant group, even: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=1 POLYNOMIAL=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=0
+//! variant gradient, row: GRADIENT=1 SCALED=1 WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
+//! variant gradient, group, vec4: GRADIENT=1 SCALED=0 EVEN=1 WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant gradient, group, long: GRADIENT=1 SCALED=1 EVEN=1 WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant mean, subgroup: MEAN=1 AGAIN=1 WIDTH=8 TEAM=1 SUBGROUP=1 VEC=1 PAIRS=0 ITEM=vec4<f32>
+//! variant mean, group: MEAN=1 AGAIN=1 WIDTH=256 TEAM=1 SUBGROUP=0 VEC=0 PAIRS=0 ITEM=f32
 
 #import nan
 
@@ -46,11 +46,7 @@ struct Params {
     even: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-#if VEC
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-#else
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-#endif
+@group(0) @binding(2) var<storage, read> x: array<${ITEM}>;
 #if MEAN
 #if VEC
 @group(0) @binding(3) var<storage, read> targets: array<vec4<i32>>;
@@ -165,7 +161,7 @@ fn cross_entropy(
     let within = u32(class_of) < params.n;
     let at = params.x_offset + base + select(0u, u32(class_of), within) * params.inner;
 #if VEC
-    let own = x[at / 4u][at % 4u] - most;
+    let own = four(x[at / 4u])[at % 4u] - most;
 #else
     let own = x[at] - most;
 #endif

@@ -9,23 +9,23 @@
 // the workgroup is one subgroup. It is kept in CHUNKS vec4s of each invocation, or read anew in each of the loops
 // over it (CHUNKS is 0). Each takes `each` rows in turn, with the same weights.
 // UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
-// G, WEIGHT, BIAS: whether there are any; ADDED: whether BIAS is an input, not asked for. X_AT, W_AT, B_AT: bindings. VEC: rows are read in vec4s. WHOLE: by which none
-// is cut short. WIDTH: size of a workgroup.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=3 VEC=0 VEC4=0 WHOLE=0
-//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
-//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 VEC4=1 WHOLE=0
-//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=3 VEC=1 VEC4=1 WHOLE=0
-//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=4 VEC=1 VEC4=1 WHOLE=1
-//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 VEC4=0 WHOLE=0
-//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 VEC4=0 WHOLE=0
+// G, WEIGHT, BIAS: whether there are any; ADDED: whether BIAS is an input, not asked for. X_AT, W_AT, B_AT: bindings. For VEC,
+// ITEM, PAIRS, WHOLE and WIDTH see softmax.wgsl.
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0
+//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0
+//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=0
+//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1
+//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
 
 struct Params {
     rows: u32,
@@ -42,11 +42,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 #for FLAG input at in 1 x ${X_AT}, G g 2, WEIGHT weight ${W_AT}, ADDED bias ${B_AT}
 #if ${FLAG}
-#if VEC
-@group(0) @binding(${at}) var<storage, read> ${input}: array<vec4<f32>>;
-#else
-@group(0) @binding(${at}) var<storage, read> ${input}: array<f32>;
-#endif
+@group(0) @binding(${at}) var<storage, read> ${input}: array<${ITEM}>;
 #endif
 #end
 #epilogue
@@ -62,7 +58,7 @@ fn apart() -> u32 {
 #if ${FLAG}
 fn load_${input}(base: u32, j: u32) -> vec4<f32> {
 #if VEC
-    return only(j, ${input}[place(params.${input}_offset + base, j)]);
+    return only(j, four(${input}[place(params.${input}_offset + base, j)]));
 #else
     let i = places(params.${input}_offset + base, j);
     return only(j, vec4<f32>(${input}[i.x], ${input}[i.y], ${input}[i.z], ${input}[i.w]));
@@ -75,7 +71,7 @@ fn load_${input}(base: u32, j: u32) -> vec4<f32> {
 #if ${FLAG}
 fn load_${input}(j: u32) -> vec4<f32> {
 #if VEC
-    return ${input}[place(params.${offset}, j)];
+    return four(${input}[place(params.${offset}, j)]);
 #else
     let i = places(params.${offset}, j);
     return vec4<f32>(${input}[i.x], ${input}[i.y], ${input}[i.z], ${input}[i.w]);

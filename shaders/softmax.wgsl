@@ -5,24 +5,25 @@
 // turns by fours; with SUBGROUP the workgroup is one subgroup. It is kept in CHUNKS vec4s of each invocation, or read
 // anew in each of the loops over it (CHUNKS is 0).
 // UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
-// LOG: log_softmax. BACKWARD: gradient. VEC: rows are read in vec4s. WHOLE: by which none is cut short. WIDTH: size of
+// LOG: log_softmax. BACKWARD: gradient. VEC: rows are read in vec4s, which memory has as ITEM, two words of 64 bits if PAIRS.
+// WHOLE: by which none is cut short. WIDTH: size of
 // a workgroup. POLYNOMIAL: exp in plain arithmetic, which is faster than what software drivers have.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant row in registers, log, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 LOG=1 BACKWARD=0 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant row in registers, gradient: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=1 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=0 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant row, log, gradient: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=0 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=1
-//! variant subgroup, registers, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=1 BACKWARD=0 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=1
-//! variant subgroup, registers, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=1 VEC=1 VEC4=1 WHOLE=0 POLYNOMIAL=0
-//! variant subgroup, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=1
-//! variant subgroup, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant group, registers, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=1 VEC4=1 WHOLE=0 POLYNOMIAL=0
-//! variant group, registers, log, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=1 BACKWARD=1 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant group, log, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 LOG=0 BACKWARD=0 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant group, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=1 VEC=0 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant group, log, gradient, vec4: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant row in registers, log, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 LOG=1 BACKWARD=0 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant row in registers, gradient: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant row, log, gradient: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=0 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=1
+//! variant subgroup, registers, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=1 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
+//! variant subgroup, registers, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=1 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0 POLYNOMIAL=0
+//! variant subgroup, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
+//! variant subgroup, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant group, registers, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=0 POLYNOMIAL=0
+//! variant group, registers, log, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=1 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant group, log, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 LOG=0 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant group, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant group, log, gradient, vec4: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
 
 struct Params {
     rows: u32,
@@ -34,17 +35,9 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 // The input, or the gradient of the output.
-#if VEC
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-#else
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-#endif
+@group(0) @binding(2) var<storage, read> x: array<${ITEM}>;
 #if BACKWARD
-#if VEC
-@group(0) @binding(3) var<storage, read> y: array<vec4<f32>>;
-#else
-@group(0) @binding(3) var<storage, read> y: array<f32>;
-#endif
+@group(0) @binding(3) var<storage, read> y: array<${ITEM}>;
 #endif
 #epilogue
 
@@ -58,7 +51,7 @@ fn apart() -> u32 {
 #if BACKWARD
 fn load_y(base: u32, j: u32) -> vec4<f32> {
 #if VEC
-    return y[place(params.y_offset + base, j)];
+    return four(y[place(params.y_offset + base, j)]);
 #else
     let i = places(params.y_offset + base, j);
     return vec4<f32>(y[i.x], y[i.y], y[i.z], y[i.w]);

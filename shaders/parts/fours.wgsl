@@ -18,6 +18,18 @@ fn only(j: u32, v: vec4<f32>) -> vec4<f32> {
 }
 
 #if VEC
+#if PAIRS
+#import pairs
+
+fn four(v: vec2<u64>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(from_pairs(v));
+}
+#else
+fn four(v: vec4<f32>) -> vec4<f32> {
+    return v;
+}
+#endif
+
 // Where the elements j.. of the row at `base` lie; past its end, its last ones again.
 fn place(base: u32, j: u32) -> u32 {
 #if WHOLE

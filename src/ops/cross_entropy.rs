@@ -176,7 +176,7 @@ impl StructuredOp for MeanLoss {
             .flag("AGAIN", true)
             .flag("TEAM", true)
             .flag("SUBGROUP", eights)
-            .flag("VEC", in_memory && four(call.inputs[0].1.offset));
+            .reads(in_memory && four(call.inputs[0].1.offset), false);
         let mut params = params(call, Target { ignored: self.ignored, smoothing: 0.0 });
         params.rows = classes.numel() as u32;
         vec![ShaderCall {
@@ -536,7 +536,7 @@ pub(super) fn calls(rows: &Rows, kernel: Kernel, call: &Structured, target: Targ
     let offset = call.inputs[0].1.offset;
     let even = target.smoothing > 0.0;
     let mut defines = kernel
-        .defines(rows.n, rows.software, rows.inner == 1, std::iter::once(offset))
+        .defines(rows.n, [rows.software, rows.pairs], rows.inner == 1, std::iter::once(offset))
         .flag("GRADIENT", gradient)
         .flag("SCALED", call.inputs.len() > 3)
         .flag("EVEN", even)

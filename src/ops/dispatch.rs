@@ -44,6 +44,16 @@ impl Defines {
         self
     }
 
+    /// How a template reads memory: in fours or singly, fours as two words of 64 bits or as they are.
+    pub fn reads(self, fours: bool, pairs: bool) -> Defines {
+        let item = match (fours, pairs) {
+            (true, true) => "vec2<u64>",
+            (true, false) => "vec4<f32>",
+            (false, _) => "f32",
+        };
+        self.flag("VEC", fours).flag("PAIRS", fours && pairs).value("ITEM", item)
+    }
+
     pub fn value(mut self, name: &'static str, value: impl ToString) -> Defines {
         self.0.push((name, value.to_string()));
         self

@@ -292,6 +292,7 @@ pub(super) struct Rows {
     software: bool,
     /// Whether workgroups of 8 are subgroups.
     eights: bool,
+    pairs: bool,
 }
 
 #[cfg(feature = "gpu")]
@@ -324,7 +325,7 @@ impl Rows {
         let &[rows, n] = &call.inputs[0].1.shape[..] else { unreachable!("the norms take [rows, n]") };
         let software = adapter.is_software();
         let parameters = matches!(op.task, Task::Parameters { .. });
-        Rows { rows, n, parameters, software, eights: adapter.has_eights() }
+        Rows { rows, n, parameters, software, eights: adapter.has_eights(), pairs: adapter.pairs }
     }
 
     /// How often an invocation's loops turn over a row: for the mean, the variance, a gradient's sums, the results.
@@ -352,7 +353,7 @@ impl Rows {
         let offset = |i: usize| call.inputs.get(i).map_or(0, |(_, layout)| layout.offset as u32);
         let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
         let defines = kernel
-            .defines(self.n, self.software, true, offsets)
+            .defines(self.n, [self.software, self.pairs], true, offsets)
             .flag("AGAIN", true)
             .flag("GRADIENT", gradient)
             .flag("PARAMETERS", self.parameters)

@@ -55,11 +55,12 @@ impl Kernel {
         if self.in_registers() { 0 } else { n.div_ceil(self.step(software)) }
     }
 
-    /// What the templates must know of it, for rows of `n` without gaps (`dense`) that begin at `offsets`.
+    /// What the templates must know of it, for rows of `n` without gaps (`dense`) that begin at `offsets`. `pairs`: fours
+    /// are read as two words of 64 bits.
     pub fn defines(
         self,
         n: usize,
-        software: bool,
+        [software, pairs]: [bool; 2],
         dense: bool,
         mut offsets: impl Iterator<Item = usize>,
     ) -> Defines {
@@ -77,7 +78,7 @@ impl Kernel {
             .flag("TEAM", self.is_team())
             .flag("SUBGROUP", subgroup)
             .value("CHUNKS", if self.in_registers() { n.div_ceil(step) } else { 0 })
-            .flag("VEC", vec)
+            .reads(vec, pairs)
             .flag("VEC4", vec)
             .flag("WHOLE", vec && (!self.in_registers() || n.is_multiple_of(step)))
     }
@@ -91,6 +92,7 @@ pub(super) struct Rows {
     pub software: bool,
     /// Whether workgroups of 8 are subgroups.
     pub eights: bool,
+    pub pairs: bool,
 }
 
 pub(super) type Fits = fn(&Rows) -> bool;
@@ -99,7 +101,7 @@ impl Rows {
     pub fn new(layout: &Layout, adapter: &AdapterInfo) -> Rows {
         let &[outer, n, inner] = &layout.shape[..] else { unreachable!("rows are [outer, n, inner]") };
         let software = adapter.is_software();
-        Rows { rows: outer * inner, n, inner, software, eights: adapter.has_eights() }
+        Rows { rows: outer * inner, n, inner, software, eights: adapter.has_eights(), pairs: adapter.pairs }
     }
 
     /// The first kernel that fits, of those whose loops, so many over a row, software drivers let come to an end.

@@ -298,7 +298,7 @@ pub(super) fn calls(rows: &Rows, kernel: Kernel, call: &Structured, log: bool) -
     let backward = call.inputs.len() > 1;
     let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
     let defines = kernel
-        .defines(rows.n, rows.software, rows.inner == 1, offsets)
+        .defines(rows.n, [rows.software, rows.pairs], rows.inner == 1, offsets)
         .flag("LOG", log)
         .flag("BACKWARD", backward)
         .flag("POLYNOMIAL", rows.software);

@@ -372,8 +372,11 @@ pub fn build(
         eprintln!("{}", call.wgsl);
     }
     #[cfg(test)]
-    super::abroad::check(&call.wgsl)
-        .map_err(|message| Fault { kind: crate::error::ErrorKind::Backend, message, command: None })?;
+    super::abroad::check(&call.wgsl).map_err(|message| Fault {
+        kind: crate::error::ErrorKind::Backend,
+        message,
+        command: None,
+    })?;
     let raw = scoped(device, || {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(label),
