@@ -31,9 +31,9 @@ fn w_exp(x: F) -> F {
     return select(y, x, is_nan(x));
 }
 
-// exp of what is not above 0: zero below the smallest normal number, which some drivers' exp never reaches.
+// exp of what is not above 0: zero below the smallest normal number, which some drivers' exp never reaches. Others make a number
+// of NaN, or find it less than a number.
 fn exp_or_zero(x: F) -> F {
-    // Some drivers make infinity of NaN.
     return select(select(exp(x), F(0.0), x < F(-87.33654)), x, is_nan(x));
 }
 
@@ -43,7 +43,8 @@ fn plain_exp_or_zero(x: F) -> F {
     let c = select(x, least, x < least);
     let n = round(c * F(1.44269504088896341));
     let r = (c - n * F(0.693359375)) + n * F(2.12194440e-4);
-    return select((expm1_near(r) + F(1.0)) * exp2_int(I(n)), F(0.0), x < least);
+    let y = (expm1_near(r) + F(1.0)) * exp2_int(I(n));
+    return select(select(y, F(0.0), x < least), x, is_nan(x));
 }
 
 fn w_expm1(x: F) -> F {
@@ -222,15 +223,20 @@ fn w_remainder(x: F, y: F) -> F {
     return select(r, r + y, (r != F(0.0)) & ((r < F(0.0)) != (y < F(0.0))));
 }
 
+// `x % y`, which OpenGL leaves open where either is negative.
+fn rest_of(x: I, y: I) -> I {
+    return select(x - x / y * y, I(0), y == I(0));
+}
+
 fn w_remainderi(x: I, y: I) -> I {
-    let r = x % y;
+    let r = rest_of(x, y);
     return select(r, r + y, (r != I(0)) & ((r < I(0)) != (y < I(0))));
 }
 
 // The quotient rounded down.
 fn w_floordivi(x: I, y: I) -> I {
     let q = x / y;
-    return select(q, q - I(1), (x % y != I(0)) & ((x < I(0)) != (y < I(0))));
+    return select(q, q - I(1), (rest_of(x, y) != I(0)) & ((x < I(0)) != (y < I(0))));
 }
 
 // An angle as a quarter turn's number and the rest, within pi / 4.
