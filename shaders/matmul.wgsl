@@ -31,7 +31,7 @@
 //! variant columns times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1
 //! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
-//! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
+//! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 FLOAT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant lanes, halves, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 HALF=1
 //! variant lanes, halves, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
 //! variant lanes, halves, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
@@ -39,7 +39,7 @@
 //! variant tiles of 32, halves, any strides: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=1 DOWN=8 ACROSS=8 THREADS=64 DEPTH=16 BOTH=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
 //! variant dot products, halves, k contiguous: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0 HALF=1
 //! variant slices of columns times vector, halves: T=f32 A_AT=2 B_AT=3 COLUMN=1 SLICES=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
-//! variant any, halves: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 HALF=1
+//! variant any, halves: T=f32 A_AT=2 B_AT=3 ANY=1 FLOAT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 HALF=1
 //! variant cooperative matrices of 16, k and n contiguous: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=16 LANES_EACH=32 DOWN=2 ACROSS=4 MATRICES_M=4 MATRICES_N=2 DEPTH=16 A_EACH=2 B_EACH=2 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant cooperative matrices of 16, m and k contiguous: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=16 LANES_EACH=64 DOWN=2 ACROSS=2 MATRICES_M=2 MATRICES_N=2 DEPTH=32 A_EACH=2 B_EACH=2 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 TURNED=1
 //! variant cooperative matrices of 8, any strides: T=f16 R=f32 A_AT=2 B_AT=3 COOP=1 SIZE=8 LANES_EACH=8 DOWN=2 ACROSS=2 MATRICES_M=2 MATRICES_N=2 DEPTH=16 A_EACH=4 B_EACH=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
@@ -50,7 +50,7 @@
 //! variant slices of columns times vector, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 SLICES=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 A_PRE=1 B_PRE=1
 //! variant dot products, k contiguous, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 DOT=1 WIDTH=64 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0 A_PRE=1 B_PRE=1
 //! variant columns times vector, computed: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=1 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=1 A_PRE=1
-//! variant any, f32, computed: T=f32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 A_PRE=1 B_PRE=1
+//! variant any, f32, computed: T=f32 A_AT=2 B_AT=3 ANY=1 FLOAT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 A_PRE=1 B_PRE=1
 
 #import loops
 #if HALF
@@ -470,7 +470,12 @@ fn any_strides(
     var sum = ${T}();
     let depth = bound(params.k, i);
     for (var k = 0u; k < depth; k++) {
+#if FLOAT
+        // As tiles do, whose bits these are to be: some drivers round once in it.
+        sum = fma(a_one(x + k * params.a_k), b_one(y + k * params.b_k), sum);
+#else
         sum += a_one(x + k * params.a_k) * b_one(y + k * params.b_k);
+#endif
     }
     store_at(params.out_offset + i, i % params.n, sum);
 }

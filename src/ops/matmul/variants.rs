@@ -419,7 +419,10 @@ impl Variant {
             .flag("BATCHED", !p.batch.is_empty())
             .flag("COLUMN", column);
         let (entry, defines, tiles_m, tiles_n) = match kernel {
-            Kernel::Any => ("any_strides", defines.flag("ANY", true), p.m, p.n),
+            Kernel::Any => {
+                let defines = defines.flag("ANY", true).flag("FLOAT", dtype == DType::F32);
+                ("any_strides", defines, p.m, p.n)
+            }
             Kernel::Dot(width) | Kernel::SubgroupDot(width) => {
                 let subgroup = matches!(kernel, Kernel::SubgroupDot(_));
                 let defines = defines.flag("DOT", true).flag("SUBGROUP", subgroup).value("WIDTH", width);
