@@ -292,6 +292,7 @@ pub(super) struct Rows {
     software: bool,
     /// Whether workgroups of 8 are subgroups.
     eights: bool,
+    /// Whether fours are read as words of 64 bits.
     pairs: bool,
 }
 

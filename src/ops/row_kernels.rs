@@ -92,6 +92,7 @@ pub(super) struct Rows {
     pub software: bool,
     /// Whether workgroups of 8 are subgroups.
     pub eights: bool,
+    /// Whether fours are read as words of 64 bits.
     pub pairs: bool,
 }
 
