@@ -62,12 +62,18 @@ fn class(info: &wgpu::AdapterInfo) -> AdapterClass {
 
 /// The class that `WGRAD_CLASS` asks for: another class's kernels run on any adapter, so that those for GPUs can be tested
 /// on software ones.
-fn class_asked_for() -> Option<AdapterClass> {
-    match std::env::var("WGRAD_CLASS").ok()?.as_str() {
-        "discrete" => Some(AdapterClass::Discrete),
-        "integrated" => Some(AdapterClass::Integrated),
-        "software" => Some(AdapterClass::Software),
-        _ => None,
+fn class_asked_for() -> Result<Option<AdapterClass>, Fault> {
+    let Ok(name) = std::env::var("WGRAD_CLASS") else { return Ok(None) };
+    match name.as_str() {
+        "" => Ok(None),
+        "discrete" => Ok(Some(AdapterClass::Discrete)),
+        "integrated" => Ok(Some(AdapterClass::Integrated)),
+        "software" => Ok(Some(AdapterClass::Software)),
+        _ => Err(Fault {
+            kind: ErrorKind::Device,
+            message: format!("WGRAD_CLASS is {name:?}, not discrete, integrated or software"),
+            command: None,
+        }),
     }
 }
 
@@ -168,7 +174,7 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
     let subgroup_size =
         (uniform && features.contains(wgpu::Features::SUBGROUP)).then_some(info.subgroup_min_size);
     let on_cpu = is_software(&info);
-    let (class, id) = match class_asked_for() {
+    let (class, id) = match class_asked_for()? {
         Some(class) => (class, format!("{}-{class:?}", disk::id(&info))),
         None => (class(&info), disk::id(&info)),
     };
