@@ -4,21 +4,15 @@ alias Rows = vec${ROWS}<f32>;
 alias Places = vec${ROWS}<u32>;
 alias Flags = vec${ROWS}<bool>;
 
-fn exp_of(v: Rows) -> Rows {
+#for name shared in exp_of exp_or_zero, log_of w_log
+fn ${name}(v: Rows) -> Rows {
 #if FOUR
-    return exp_or_zero4(v);
+    return ${shared}4(v);
 #else
-    return vec2<f32>(exp_or_zero(v.x), exp_or_zero(v.y));
+    return vec2<f32>(${shared}(v.x), ${shared}(v.y));
 #endif
 }
-
-fn log_of(v: Rows) -> Rows {
-#if FOUR
-    return w_log4(v);
-#else
-    return vec2<f32>(w_log(v.x), w_log(v.y));
-#endif
-}
+#end
 
 @compute @workgroup_size(8)
 fn lanes(

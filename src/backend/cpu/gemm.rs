@@ -196,6 +196,7 @@ fn multiply<T: Product>(size: [usize; 3], a: Matrix<T>, b: Matrix<T>, out: &mut 
         // Packing columns transposes them, so each thread has some to itself, and packs the smaller left side whole.
         let columns = PIECE.div_ceil(m.saturating_mul(k)).max(n.div_ceil(workers())).next_multiple_of(BLOCK);
         let out = Shared(At::rows(out, n));
+        // Columns are no slices that could be shared, so numbers are.
         share(&mut vec![(); n.div_ceil(columns)], 1, |i, _| {
             let left = i * columns;
             let Shared(out) = &out;

@@ -12,10 +12,11 @@ pub fn check(wgsl: &str) -> Result<(), String> {
     let info = valid::Validator::new(valid::ValidationFlags::all(), all).validate(&module);
     let info = info.map_err(|e| fault("WGSL", &e))?;
 
-    // Of 2.4, that of macOS 12, Metal has all that kernels for GPUs use; 64-bit words and cooperative matrices are for Vulkan.
+    // Kernels with cooperative matrices are for Vulkan alone.
     if wgsl.contains("coop_mat") {
         return Ok(());
     }
+    // That of macOS 12.
     let options = back::msl::Options { lang_version: (2, 4), ..Default::default() };
     back::msl::write_string(&module, &info, &options, &Default::default()).map_err(|e| fault("Metal", &e))?;
 

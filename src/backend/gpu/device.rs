@@ -63,18 +63,17 @@ fn class(info: &wgpu::AdapterInfo) -> AdapterClass {
 /// The class that `WGRAD_CLASS` asks for: another class's kernels run on any adapter, so that those for GPUs can be tested
 /// on software ones.
 fn class_asked_for() -> Result<Option<AdapterClass>, Fault> {
-    let Ok(name) = std::env::var("WGRAD_CLASS") else { return Ok(None) };
-    match name.as_str() {
-        "" => Ok(None),
-        "discrete" => Ok(Some(AdapterClass::Discrete)),
-        "integrated" => Ok(Some(AdapterClass::Integrated)),
-        "software" => Ok(Some(AdapterClass::Software)),
-        _ => Err(Fault {
-            kind: ErrorKind::Device,
-            message: format!("WGRAD_CLASS is {name:?}, not discrete, integrated or software"),
-            command: None,
-        }),
-    }
+    let name = std::env::var("WGRAD_CLASS").unwrap_or_default();
+    Ok(Some(match name.as_str() {
+        "" => return Ok(None),
+        "discrete" => AdapterClass::Discrete,
+        "integrated" => AdapterClass::Integrated,
+        "software" => AdapterClass::Software,
+        _ => {
+            let message = format!("WGRAD_CLASS is {name:?}, not discrete, integrated or software");
+            return Err(Fault { kind: ErrorKind::Device, message, command: None });
+        }
+    }))
 }
 
 /// The names of all adapters, the best first.

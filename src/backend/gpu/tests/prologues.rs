@@ -110,9 +110,9 @@ fn operands_of_every_kind() {
 
 #[test]
 fn operands_of_halves() {
-    let x = |d: &Device| values(d, &[36, 20], 0.1);
-    let w = |d: &Device| values(d, &[20, 40], 0.2);
-    for d in &eager() {
+    for (d, k) in eager().iter().flat_map(|d| [(d, 20), (d, 33)]) {
+        let x = |d: &Device| values(d, &[36, k], 0.1);
+        let w = |d: &Device| values(d, &[k, 40], 0.2);
         agree(d, 1, &|d| vec![x(d).to(F16).to(F32).matmul(&w(d))]);
         agree(d, 2, &|d| {
             let halves = x(d).to(F16);
