@@ -53,14 +53,34 @@ struct Work {
 struct State {
     /// The next to compile is the last. If it is on disk, so are those before it.
     jobs: Vec<Job>,
-    /// What one thread compiles when there is nothing else to do.
-    later: VecDeque<Later>,
+    /// What one thread compiles when there is nothing else to do: what will be used, then luxuries.
+    later: [VecDeque<Later>; 2],
     /// Names of what was to be compiled later, and whether it is.
     asked: HashMap<String, bool>,
     spent: Duration,
     /// Threads that will take more jobs, and those that are in the driver.
     taking: usize,
     inside: usize,
+}
+
+/// How far kernels are that nobody waits for.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Progress {
+    Compiled,
+    Compiling,
+    /// There was no time left for them.
+    Never,
+}
+
+/// How kernels are wanted.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Haste {
+    /// The queue waits for it.
+    Now,
+    /// It will be used instead of another.
+    Soon,
+    /// It may turn out to be faster.
+    Luxury,
 }
 
 enum Later {
@@ -92,17 +112,27 @@ impl Ahead {
         self.start(&mut state, wanted);
     }
 
-    /// Compiles what is not wanted yet, once, as long as there is time for that. Returns whether it is compiled, as is all
-    /// else that was asked for: who takes it compiles a plan anew.
-    pub fn prepare(&self, name: &str, jobs: impl FnOnce() -> Vec<Job>) -> bool {
+    /// Compiles what the queue does not wait for, once; luxuries as long as there is time for them.
+    pub fn prepare(&self, name: &str, haste: Haste, jobs: impl FnOnce() -> Vec<Job>) -> Progress {
+        let luxury = haste == Haste::Luxury;
         let mut state = self.work.state.lock();
-        if state.spent < LUXURY && !state.asked.contains_key(name) {
+        if !(state.asked.contains_key(name) || luxury && state.spent > LUXURY) {
             state.asked.insert(name.into(), false);
-            state.later.extend(jobs().into_iter().map(Later::Compile));
-            state.later.push_back(Later::Ready(name.into()));
+            let later = &mut state.later[usize::from(luxury)];
+            later.extend(jobs().into_iter().map(Later::Compile));
+            later.push_back(Later::Ready(name.into()));
             self.start(&mut state, 1);
         }
-        state.later.is_empty() && state.asked.get(name) == Some(&true)
+        match state.asked.get(name) {
+            Some(true) => Progress::Compiled,
+            Some(false) if !state.is_done() => Progress::Compiling,
+            _ => Progress::Never,
+        }
+    }
+
+    /// Whether all is compiled that was asked for.
+    pub fn is_done(&self) -> bool {
+        self.work.state.lock().is_done()
     }
 
     /// Has so many threads take jobs.
@@ -122,7 +152,7 @@ impl Ahead {
     pub fn finish(&self) {
         let mut state = self.work.state.lock();
         state.jobs.clear();
-        state.later.clear();
+        state.later = Default::default();
         // It may be only a thread that ends: others may ask again.
         state.asked.retain(|_, ready| *ready);
         // Not for ever: a driver that hangs here must not keep the program.
@@ -140,17 +170,16 @@ impl Work {
     /// What goes wrong here concerns nobody: the queue compiles what it does not find.
     fn run(&self, adapter: &wgpu::Adapter) {
         let bench = tried(|| Bench::new(adapter));
-        while let Some((job, wanted)) = self.next() {
+        while let Some((job, haste)) = self.next() {
             let Some(took) = bench.as_ref().and_then(|bench| tried(|| bench.compile(&job))) else { continue };
             if report::level() >= 1 {
                 eprintln!("wgrad {}: {} compiled ahead in {took:?}", adapter.get_info().name, job.label);
             }
             let mut state = self.state.lock();
-            if wanted && took < FOUND {
-                state.jobs.clear();
-            }
-            if !wanted {
-                state.spent += took;
+            match haste {
+                Haste::Now if took < FOUND => state.jobs.clear(),
+                Haste::Luxury => state.spent += took,
+                _ => (),
             }
         }
         drop(bench);
@@ -158,25 +187,33 @@ impl Work {
         self.gone.notify_all();
     }
 
-    /// A job, and whether the queue waits for it. Without one the thread ends.
-    fn next(&self) -> Option<(Job, bool)> {
+    /// A job, and how it is wanted. Without one the thread ends.
+    fn next(&self) -> Option<(Job, Haste)> {
         let mut state = self.state.lock();
         if let Some(job) = state.jobs.pop() {
-            return Some((job, true));
+            return Some((job, Haste::Now));
         }
         if state.spent > LUXURY {
-            state.later.clear();
+            state.later[1].clear();
         }
-        while state.taking == 1
-            && let Some(later) = state.later.pop_front()
-        {
-            match later {
-                Later::Compile(job) => return Some((job, false)),
-                Later::Ready(name) => drop(state.asked.insert(name, true)),
+        for (at, haste) in [Haste::Soon, Haste::Luxury].into_iter().enumerate() {
+            while state.taking == 1
+                && let Some(later) = state.later[at].pop_front()
+            {
+                match later {
+                    Later::Compile(job) => return Some((job, haste)),
+                    Later::Ready(name) => drop(state.asked.insert(name, true)),
+                }
             }
         }
         state.taking -= 1;
         None
+    }
+}
+
+impl State {
+    fn is_done(&self) -> bool {
+        self.later.iter().all(VecDeque::is_empty)
     }
 }
 

@@ -1,16 +1,15 @@
 //! Choosing among kernels that give the same bits: first what compiles fast, then by the clock what runs fast on
 //! this adapter, once, and kept on disk.
 //!
-//! A plan that has run `PATIENCE` times is likely to run many times more. From then on each of its runs is followed
-//! by a look at one kernel that has several ways. All of them are timed, on buffers of their own, until the
-//! process has spent `BUDGET` on this; and the quick one, with which a software driver has a first result early, is left
-//! for the one that should run fastest. Where a driver takes long to compile, that goes on beside the plan's runs (see
-//! `ahead.rs`); where it can't, the quick one stays until so many runs are seen that compiling another pays. As all ways
+//! What runs again is likely to run many times more. So after some runs of a plan the quick kernels, with which a software
+//! driver has a first result early, are left for those that should run fastest; where a driver takes long to compile,
+//! that goes on beside the plan's runs (see `ahead.rs`), and where it can't, the quick ones stay until so many runs are
+//! seen that compiling others pays. Then kernels that have several ways are looked at, one after a run, with rests between
+//! them: all ways are timed, on buffers of their own, until the process has spent `BUDGET` on this. As all ways
 //! sum in one order, no result depends on what is chosen, nor on when. `WGRAD_AUTOTUNE=0` turns the timing off.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,14 +18,16 @@ use crate::backend::{Backend, Buffer, Fault, report};
 use crate::graph::dtype::Scalar;
 use crate::graph::kernel::{Body, Command, Kernel, Recording};
 
-use super::ahead::Job;
+use super::ahead::{Ahead, Haste, Job, Progress};
 use super::codegen::{self, Call};
 use super::device::wait;
 use super::pipeline::{LayoutKey, Plan};
 use super::{Gpu, ShaderCall, disk};
 
-/// Runs of a plan before the first of its kernels is timed.
-const PATIENCE: u32 = 24;
+/// Runs of a plan before its kernels are looked at, or the time since the first of them, whichever is less.
+const PATIENCE: (u32, Duration) = (24, Duration::from_millis(600));
+/// How often a plan takes what has been compiled for it meanwhile.
+const TAKEN: Duration = Duration::from_millis(700);
 /// What a process may spend on timing, most of it compiling.
 const BUDGET: Duration = Duration::from_millis(1500);
 /// Bytes of a kernel's buffers beyond which it is not timed.
@@ -66,10 +67,13 @@ pub struct Tuner {
     state: Mutex<State>,
 }
 
+/// Chosen instead of a name: whatever should be fastest, rather than the quick way.
+const SETTLED: &str = "";
+
 #[derive(Default, Debug)]
 struct State {
     choices: HashMap<String, String>,
-    /// How often plans took a kernel that has a quick way; `u32::MAX` once one of these has run often enough.
+    /// How often plans took a kernel that has a quick way.
     uses: HashMap<String, u32>,
     spent: Duration,
 }
@@ -117,14 +121,15 @@ impl Tuner {
         let chosen = state.choices.get(&ways.key);
         let known = ways.ways.iter().position(|(way, _)| Some(way) == chosen);
         let few = |quick: &Quick| {
-            quick.at < ways.ways.len() && state.uses.get(&ways.key).is_none_or(|&uses| uses < quick.runs)
+            let few = state.uses.get(&ways.key).is_none_or(|&uses| uses < quick.runs);
+            few && chosen.is_none() && quick.at < ways.ways.len()
         };
         known.or(ways.quick.filter(few).map(|quick| quick.at)).unwrap_or(0)
     }
 
-    /// From now on the quick way is not taken.
+    /// From now on the quick way is not taken: what follows it was compiled, and the driver will have kept it.
     fn settle(&self, key: &str) {
-        self.state.lock().uses.insert(key.into(), u32::MAX);
+        self.state.lock().choices.entry(key.into()).or_insert_with(|| SETTLED.into());
     }
 
     /// Whether there is time left for this.
@@ -147,17 +152,33 @@ fn parse(text: &[u8]) -> HashMap<String, String> {
     lines.lines().filter_map(|l| l.split_once('\t')).map(|(k, n)| (k.into(), n.into())).collect()
 }
 
-/// A compiled recording, and how often it ran.
+/// A compiled recording, and what is known of its runs.
 pub struct Repeated {
     plan: Mutex<Arc<Plan>>,
-    runs: AtomicU32,
-    /// Commands that were looked at.
-    seen: AtomicU32,
+    history: Mutex<History>,
+}
+
+#[derive(Default)]
+struct History {
+    runs: u32,
+    /// When the first of these ended.
+    since: Option<Instant>,
+    /// Commands that have several ways, those with the most operations last; known from the first look on.
+    commands: Option<Vec<usize>>,
+    /// Whether others are compiled for some of the quick kernels.
+    waits: bool,
+    /// Commands to be timed, the next one last, and since when its ways are compiled.
+    left: Vec<usize>,
+    compiling: Option<Instant>,
+    /// Until then it is not looked at.
+    rest: Option<Instant>,
+    /// Places of the ways that commands have in the plan; of those not here, as one without findings has them.
+    taken: HashMap<usize, usize>,
 }
 
 impl Repeated {
     pub fn new(plan: Plan) -> Repeated {
-        Repeated { plan: Mutex::new(Arc::new(plan)), runs: AtomicU32::new(0), seen: AtomicU32::new(0) }
+        Repeated { plan: Mutex::new(Arc::new(plan)), history: Mutex::default() }
     }
 
     pub fn plan(&self) -> Arc<Plan> {
@@ -165,68 +186,143 @@ impl Repeated {
     }
 }
 
+impl History {
+    /// Whether a command has another way in the plan than it should have by now; it may be another plan's finding.
+    fn is_stale(&mut self, at: usize, ways: &Ways, tuner: &Tuner) -> bool {
+        let place = tuner.place(ways);
+        let taken = self.taken.entry(at).or_insert_with(|| ways.quick.map_or(0, |quick| quick.at));
+        std::mem::replace(taken, place) != place
+    }
+}
+
 impl Gpu {
     /// Called after each run of a plan. What goes wrong here concerns nobody: the plan stays as it is.
     pub(super) fn tune(&self, recording: &Recording, repeated: &Repeated, buffers: &[Buffer]) {
-        let count = recording.commands.len();
-        let runs = repeated.runs.fetch_add(1, Ordering::Relaxed);
-        // Kernels that are fast need more runs until it pays to look for something faster.
-        if runs.is_multiple_of(PATIENCE) && (runs / PATIENCE).is_power_of_two() {
-            repeated.seen.store(0, Ordering::Relaxed);
-        }
-        let done = repeated.seen.load(Ordering::Relaxed) as usize >= count;
-        if runs < PATIENCE || done {
+        // Another thread may be looking.
+        let Some(mut history) = repeated.history.try_lock() else { return };
+        let history = &mut *history;
+        let (many, long) = PATIENCE;
+        let now = Instant::now();
+        let since = *history.since.get_or_insert(now);
+        history.runs += 1;
+        if history.runs < many && now - since < long {
             return;
         }
-        let begun = Instant::now();
-        // Whether the plan may have another way than it would have by now; it may be another plan's finding.
-        let mut stale = false;
-        let mut worked = false;
-        while !worked
-            && let at = repeated.seen.fetch_add(1, Ordering::Relaxed) as usize
-            && at < count
-        {
-            let Command::Dispatch { kernel, buffers: slots, .. } = &recording.commands[at] else { continue };
-            let Body::Structured(call) = &kernel.body else { continue };
-            let Some(ways) = call.op.0.ways(call, &self.info).filter(|w| w.ways.len() > 1) else { continue };
-            let before = self.info.tuner.place(&ways);
-            let times = ways.timed && self.info.tuner.has_time() && !self.info.tuner.knows(&ways);
-            let is_quick = ways.quick.is_some_and(|quick| quick.at == before);
-            let wanted = if times { &ways.ways[..] } else { &ways.ways[..usize::from(is_quick)] };
-            let compiled = self.has_compiled(kernel, &ways.key, wanted);
-            if ways.quick.is_some_and(|quick| runs >= quick.runs || compiled == Some(true)) {
-                self.info.tuner.settle(&ways.key);
-                worked = self.info.tuner.place(&ways) != before;
-            }
-            let sizes: Option<Vec<usize>> =
-                slots.iter().map(|&s| buffers.get(s as usize).map(|b| b.bytes)).collect();
-            let sizes = sizes.filter(|s| s.iter().sum::<usize>() <= LARGE);
-            if let Some(sizes) = sizes.filter(|_| times && compiled != Some(false)) {
-                worked = true;
-                if self.time(kernel, &ways, &sizes).is_err() {
-                    self.info.tuner.choose(&ways.key, &ways.ways[0].0);
-                }
-                self.info.tuner.state.lock().spent += begun.elapsed();
-                self.info.tuner.keep();
-            }
-            stale |= self.info.tuner.place(&ways) != ways.quick.map_or(0, |quick| quick.at);
+        // Kernels that are fast need more runs until it pays to look for something faster.
+        let again = history.runs.is_multiple_of(many) && (history.runs / many).is_power_of_two();
+        let is_compiled = || self.pipelines.ahead.as_ref().is_none_or(Ahead::is_done);
+        let rests = history.rest.is_some_and(|rest| now < rest);
+        let stale = if again || history.commands.is_none() || history.waits && (!rests || is_compiled()) {
+            self.leave_quick(recording, history)
+        } else if !history.waits && !rests {
+            self.look(recording, history, buffers)
+        } else {
+            false
+        };
+        if !stale {
+            return;
         }
         let looks = repeated.plan().looks;
-        if stale && let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording, looks) {
+        // It is the same plan, and no more use than before.
+        let uses = self.info.tuner.state.lock().uses.clone();
+        if let Ok(plan) = self.pipelines.compile(&self.device, &self.info, recording, looks) {
             *repeated.plan.lock() = Arc::new(plan);
         }
+        self.info.tuner.state.lock().uses = uses;
     }
 
-    /// Whether some ways of a kernel are compiled: beside the work, to be looked at the next time. `None` where all is
-    /// compiled when it is first run.
-    fn has_compiled(&self, kernel: &Kernel, key: &str, ways: &[(String, Vec<ShaderCall>)]) -> Option<bool> {
-        let ahead = self.pipelines.ahead.as_ref()?;
-        if ways.is_empty() {
-            return None;
+    /// Has the kernels that compile fast followed by those that run fast. Returns whether the plan is stale.
+    fn leave_quick(&self, recording: &Recording, history: &mut History) -> bool {
+        let commands = history.commands.get_or_insert_with(|| {
+            let all = (0..recording.commands.len()).filter_map(|at| Some((at, self.ways(recording, at)?.0)));
+            let mut all: Vec<_> = all.map(|(at, kernel)| (flops(kernel), at)).collect();
+            all.sort_unstable();
+            all.into_iter().map(|(_, at)| at).collect()
+        });
+        let commands = commands.clone();
+        history.waits = false;
+        let tuner = &self.info.tuner;
+        let mut stale = false;
+        for &at in commands.iter().rev() {
+            let Some((kernel, ways)) = self.ways(recording, at) else { continue };
+            if let Some(quick) = ways.quick.filter(|quick| quick.at == tuner.place(&ways)) {
+                let progress = self.prepare(kernel, &ways.key, Haste::Soon, &ways.ways[..1]);
+                history.waits |= progress == Some(Progress::Compiling);
+                if history.runs >= quick.runs || progress == Some(Progress::Compiled) {
+                    tuner.settle(&ways.key);
+                }
+            }
+            stale |= history.is_stale(at, &ways, tuner);
         }
+        history.left = commands;
+        history.rest = history.waits.then(|| Instant::now() + TAKEN).or(history.rest);
+        if stale {
+            tuner.keep();
+        }
+        stale
+    }
+
+    /// Times the next kernel, once its ways are compiled. Returns whether the plan is stale.
+    fn look(&self, recording: &Recording, history: &mut History, buffers: &[Buffer]) -> bool {
+        let tuner = &self.info.tuner;
+        let mut stale = false;
+        let mut timed = false;
+        while !timed && let Some(&at) = history.left.last() {
+            if let Some((kernel, ways)) = self.ways(recording, at) {
+                if let Some(sizes) = self.sizes(recording, at, buffers)
+                    && ways.timed
+                    && tuner.has_time()
+                    && !tuner.knows(&ways)
+                {
+                    let begun = *history.compiling.get_or_insert_with(Instant::now);
+                    let progress = self.prepare(kernel, &ways.key, Haste::Luxury, &ways.ways);
+                    if progress == Some(Progress::Compiling) {
+                        break;
+                    }
+                    history.compiling = None;
+                    timed = progress != Some(Progress::Never);
+                    if timed {
+                        self.time(kernel, &ways, &sizes);
+                        // What a driver on the CPU compiles, it compiles at the cost of the plan's runs.
+                        let rest = begun.elapsed() * if self.info.on_cpu { 4 } else { 1 };
+                        history.rest = Some(Instant::now() + rest);
+                    }
+                }
+                stale |= history.is_stale(at, &ways, tuner);
+            }
+            history.left.pop();
+        }
+        stale
+    }
+
+    /// The kernel of a command that has several ways, and these.
+    fn ways<'a>(&self, recording: &'a Recording, at: usize) -> Option<(&'a Arc<Kernel>, Ways)> {
+        let Command::Dispatch { kernel, .. } = &recording.commands[at] else { return None };
+        let Body::Structured(call) = &kernel.body else { return None };
+        let ways = call.op.0.ways(call, &self.info).filter(|w| w.ways.len() > 1)?;
+        Some((kernel, ways))
+    }
+
+    /// Bytes of a dispatch's buffers, if they are not too large to be timed.
+    fn sizes(&self, recording: &Recording, at: usize, buffers: &[Buffer]) -> Option<Vec<usize>> {
+        let Command::Dispatch { buffers: slots, .. } = &recording.commands[at] else { return None };
+        let sizes: Option<Vec<usize>> =
+            slots.iter().map(|&s| buffers.get(s as usize).map(|b| b.bytes)).collect();
+        sizes.filter(|s| s.iter().sum::<usize>() <= LARGE)
+    }
+
+    /// Compiles some ways of a kernel beside the work. `None` where all is compiled when it is first run.
+    fn prepare(
+        &self,
+        kernel: &Kernel,
+        key: &str,
+        haste: Haste,
+        ways: &[(String, Vec<ShaderCall>)],
+    ) -> Option<Progress> {
+        let ahead = self.pipelines.ahead.as_ref()?;
         // What is fused to a product is no part of its key.
-        let name = format!("{key} {}", kernel.label);
-        Some(ahead.prepare(&name, || {
+        let name = format!("{} {key} {}", ways.len(), kernel.label);
+        Some(ahead.prepare(&name, haste, || {
             let call = |(_, calls): &(String, Vec<ShaderCall>)| {
                 codegen::generate_by(kernel, &self.info, false, |_| calls.clone()).unwrap_or_default()
             };
@@ -236,16 +332,24 @@ impl Gpu {
         }))
     }
 
+    /// Times each way of a kernel, and keeps which is the fastest: the first, where that fails.
+    fn time(&self, kernel: &Arc<Kernel>, ways: &Ways, sizes: &[usize]) {
+        let begun = Instant::now();
+        let tuner = &self.info.tuner;
+        if self.fastest(kernel, ways, sizes).is_err() {
+            tuner.choose(&ways.key, &ways.ways[0].0);
+        }
+        tuner.state.lock().spent += begun.elapsed();
+        tuner.keep();
+    }
+
     /// Times each way of a kernel, and chooses the fastest.
-    fn time(&self, kernel: &Arc<Kernel>, ways: &Ways, sizes: &[usize]) -> Result<(), Fault> {
+    fn fastest(&self, kernel: &Arc<Kernel>, ways: &Ways, sizes: &[usize]) -> Result<(), Fault> {
         let buffers = sizes.iter().map(|&bytes| self.alloc(bytes)).collect::<Result<Vec<_>, _>>()?;
         let slots = (0..buffers.len() as u32).collect();
         let command = Command::Dispatch { kernel: kernel.clone(), buffers: slots, scalars: 0 };
         // As often as it takes to see what the kernel costs, beside what a run costs.
-        let flops = match &kernel.body {
-            Body::Structured(call) => call.op.0.flops(call),
-            _ => 0,
-        };
+        let flops = flops(kernel);
         let times = (SEEN / flops.max(SEEN / 16)).max(1) as usize;
         let recording = Recording { commands: vec![command; times] };
         let scalars = vec![Scalar::Float(0.0); kernel.scalars.len()];
@@ -298,6 +402,13 @@ impl Gpu {
     }
 }
 
+fn flops(kernel: &Kernel) -> u64 {
+    match &kernel.body {
+        Body::Structured(call) => call.op.0.flops(call),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +449,10 @@ mod tests {
         assert_eq!(tuner.pick(quick())[0].entry, "b");
         tuner.settle("k");
         assert_eq!(tuner.pick(quick())[0].entry, "a");
+        assert!(!tuner.knows(&quick()), "it was not timed");
+        tuner.choose("k", "b");
+        tuner.settle("k");
+        assert_eq!(tuner.pick(quick())[0].entry, "b", "what was timed stays");
 
         let tuner = Tuner::off();
         tuner.choose("k", "a");
@@ -371,9 +486,13 @@ mod tests {
         let id = format!("test-{}", std::process::id());
         let tuner = Tuner::new(&id);
         tuner.choose("k", "b");
+        tuner.settle("l");
         tuner.keep();
         let Some(file) = tuner.file.clone().filter(|f| disk::load(f).is_some()) else { return };
         assert_eq!(Tuner::new(&id).pick(ways())[0].entry, "b");
+        let quick = || Ways { quick: Some(Quick { at: 1, runs: 9 }), ..ways() };
+        assert_eq!(Tuner::new(&id).pick(Ways { key: "l".into(), ..quick() })[0].entry, "a");
+        assert_eq!(Tuner::new(&id).pick(Ways { key: "m".into(), ..quick() })[0].entry, "b");
         disk::store(&file, b"\xff junk");
         assert_eq!(Tuner::new(&id).pick(ways())[0].entry, "a");
         disk::remove(&file);
