@@ -227,9 +227,9 @@ mod table {
             status = template::status(at);
         }
         let mut prologue = String::new();
-        for input in ["a", "b"] {
-            let flag = format!("{}_PRE", input.to_uppercase());
-            if template::mentions(text, "prologue") && get(&flag).is_some_and(|v| v != "0") {
+        let computed = defines_ref.iter().filter(|(_, value)| value != "0");
+        for input in computed.filter_map(|(name, _)| Some(name.strip_suffix("_PRE")?.to_lowercase())) {
+            if template::mentions(text, "prologue") {
                 let ty = get("T").unwrap_or("f32");
                 let _ = writeln!(prologue, "fn {input}_one(at: u32) -> {ty} {{ return {ty}(at); }}");
                 let _ = writeln!(

@@ -8,20 +8,23 @@
 // whatever strides, or else 1. Where a target is to be ignored the scale is 0.
 // MEAN: of losses x, `rows` of them side by side, the mean over targets that count, and one over the number of these.
 //
+// X_PRE: x is computed, not read. T_AT, S_AT, C_AT: bindings of targets, stats and scales.
 // Who computes a row: see softmax.wgsl, whose defines these are; a gradient is computed in loops. A mean is one workgroup's.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=1
-//! variant row in registers, vec4, even: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 EVEN=1 AGAIN=1 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=0
-//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=1 POLYNOMIAL=0
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=1
-//! variant subgroup, even: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=1
-//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=0 POLYNOMIAL=0
-//! variant group, even: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=1 POLYNOMIAL=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=0
-//! variant gradient, row: GRADIENT=1 SCALED=1 WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
-//! variant gradient, group, vec4: GRADIENT=1 SCALED=0 EVEN=1 WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant gradient, group, long: GRADIENT=1 SCALED=1 EVEN=1 WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=1 T_AT=3
+//! variant row in registers, vec4, even: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 EVEN=1 AGAIN=1 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=0 T_AT=3
+//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=1 POLYNOMIAL=0 T_AT=3
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=1 T_AT=3
+//! variant subgroup, even: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=1 T_AT=3
+//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=0 POLYNOMIAL=0 T_AT=3
+//! variant group, even: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 EVEN=1 AGAIN=1 VEC=1 PAIRS=0 ITEM=vec4<f32> WHOLE=1 POLYNOMIAL=0 T_AT=3
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 WHOLE=0 POLYNOMIAL=0 T_AT=3
+//! variant gradient, row: GRADIENT=1 SCALED=1 WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1 T_AT=3 S_AT=4 C_AT=5
+//! variant gradient, group, vec4: GRADIENT=1 SCALED=0 EVEN=1 WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0 T_AT=3 S_AT=4
+//! variant gradient, group, long: GRADIENT=1 SCALED=1 EVEN=1 WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0 T_AT=3 S_AT=4 C_AT=5
 //! variant mean, subgroup: MEAN=1 AGAIN=1 WIDTH=8 TEAM=1 SUBGROUP=1 VEC=1 PAIRS=0 ITEM=vec4<f32>
 //! variant mean, group: MEAN=1 AGAIN=1 WIDTH=256 TEAM=1 SUBGROUP=0 VEC=0 PAIRS=0 ITEM=f32
+//! variant subgroup, registers, computed, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 X_PRE=1 T_AT=2 VEC=1 PAIRS=1 ITEM=vec2<u64> WHOLE=1 POLYNOMIAL=1
+//! variant gradient, row, computed: GRADIENT=1 SCALED=1 WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 X_PRE=1 T_AT=2 S_AT=3 C_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
 
 #import nan
 
@@ -46,20 +49,38 @@ struct Params {
     even: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> x: array<${ITEM}>;
 #if MEAN
+@group(0) @binding(2) var<storage, read> x: array<${ITEM}>;
 #if VEC
 @group(0) @binding(3) var<storage, read> targets: array<vec4<i32>>;
 #else
 @group(0) @binding(3) var<storage, read> targets: array<i32>;
 #endif
 #else
-@group(0) @binding(3) var<storage, read> targets: array<i32>;
+#for X x at in X x 2
+#if ${X}_PRE
+// Computed by functions that take the place where each element would lie in memory.
+#else
+@group(0) @binding(${at}) var<storage, read> ${x}: array<${ITEM}>;
+
+#if VEC
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return four(${x}[at / 4u]);
+}
+#else
+fn ${x}_one(at: u32) -> f32 {
+    return ${x}[at];
+}
 #endif
+#endif
+#end
+#prologue
+@group(0) @binding(${T_AT}) var<storage, read> targets: array<i32>;
 #if GRADIENT
-@group(0) @binding(4) var<storage, read> stats: array<f32>;
+@group(0) @binding(${S_AT}) var<storage, read> stats: array<f32>;
 #if SCALED
-@group(0) @binding(5) var<storage, read> scales: array<f32>;
+@group(0) @binding(${C_AT}) var<storage, read> scales: array<f32>;
+#endif
 #endif
 #endif
 #epilogue
@@ -161,9 +182,9 @@ fn cross_entropy(
     let within = u32(class_of) < params.n;
     let at = params.x_offset + base + select(0u, u32(class_of), within) * params.inner;
 #if VEC
-    let own = four(x[at / 4u])[at % 4u] - most;
+    let own = x_four(at / 4u * 4u)[at % 4u] - most;
 #else
-    let own = x[at] - most;
+    let own = x_one(at) - most;
 #endif
 #if EVEN
     let loss = (lost - own * params.hard) - rest * params.even;

@@ -9,23 +9,25 @@
 // the workgroup is one subgroup. It is kept in CHUNKS vec4s of each invocation, or read anew in each of the loops
 // over it (CHUNKS is 0). Each takes `each` rows in turn, with the same weights.
 // UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
-// G, WEIGHT, BIAS: whether there are any; ADDED: whether BIAS is an input, not asked for. X_AT, W_AT, B_AT: bindings. For VEC,
-// ITEM, PAIRS, WHOLE and WIDTH see softmax.wgsl.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
-//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0
-//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0
-//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
-//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=0
-//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1
-//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 X_AT=2 W_AT=3 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
-//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+// G, WEIGHT, BIAS: whether there are any; ADDED: whether BIAS is an input, not asked for. X_AT, G_AT, W_AT, B_AT: bindings.
+// X_PRE, G_PRE: computed, not read. For VEC, ITEM, PAIRS, WHOLE and WIDTH see softmax.wgsl.
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=3 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 G_AT=2 X_AT=2 W_AT=3 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant row in registers, gradient, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 G_AT=2 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant subgroup, registers, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=0 BIAS=0 G=0 ADDED=0 G_AT=2 X_AT=2 W_AT=3 B_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant subgroup, registers, gradient: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0
+//! variant subgroup, parameters: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0
+//! variant subgroup, parameters, rms: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=1 WEIGHT=0 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant subgroup: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 G_AT=2 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant group, registers: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=1 G=0 ADDED=1 G_AT=2 X_AT=2 W_AT=3 B_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=0
+//! variant group, registers, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group, parameters: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=0 PARAMETERS=1 RMS=0 WEIGHT=0 BIAS=1 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group: WIDTH=64 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=1 WEIGHT=1 BIAS=0 G=0 ADDED=0 G_AT=2 X_AT=2 W_AT=3 B_AT=4 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1
+//! variant group, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 G_AT=2 X_AT=2 W_AT=3 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant group, long, gradient: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=2 CHUNKS=0 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=0 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=3 W_AT=4 B_AT=4 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
+//! variant subgroup, computed, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 AGAIN=1 UNROLL=1 CHUNKS=0 GRADIENT=0 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=1 G=0 ADDED=1 G_AT=2 X_AT=2 W_AT=2 B_AT=3 X_PRE=1 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1
+//! variant group, registers, gradient, computed: WIDTH=256 TEAM=1 SUBGROUP=0 AGAIN=1 UNROLL=1 CHUNKS=2 GRADIENT=1 PARAMETERS=0 RMS=0 WEIGHT=1 BIAS=0 G=1 ADDED=0 G_AT=2 X_AT=2 W_AT=2 B_AT=3 X_PRE=2 G_PRE=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0
 
 struct Params {
     rows: u32,
@@ -40,11 +42,26 @@ struct Params {
     b_offset: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-#for FLAG input at in 1 x ${X_AT}, G g 2, WEIGHT weight ${W_AT}, ADDED bias ${B_AT}
+#for FLAG X x at in 1 X x ${X_AT}, G G g ${G_AT}, WEIGHT W weight ${W_AT}, ADDED B bias ${B_AT}
 #if ${FLAG}
-@group(0) @binding(${at}) var<storage, read> ${input}: array<${ITEM}>;
+#if ${X}_PRE
+// Computed by functions that take the place where each element would lie in memory.
+#else
+@group(0) @binding(${at}) var<storage, read> ${x}: array<${ITEM}>;
+
+#if VEC
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return four(${x}[at / 4u]);
+}
+#else
+fn ${x}_one(at: u32) -> f32 {
+    return ${x}[at];
+}
+#endif
+#endif
 #endif
 #end
+#prologue
 #epilogue
 
 // How far apart a row's elements are.
@@ -58,10 +75,10 @@ fn apart() -> u32 {
 #if ${FLAG}
 fn load_${input}(base: u32, j: u32) -> vec4<f32> {
 #if VEC
-    return only(j, four(${input}[place(params.${input}_offset + base, j)]));
+    return only(j, ${input}_four(place(params.${input}_offset + base, j)));
 #else
     let i = places(params.${input}_offset + base, j);
-    return only(j, vec4<f32>(${input}[i.x], ${input}[i.y], ${input}[i.z], ${input}[i.w]));
+    return only(j, vec4<f32>(${input}_one(i.x), ${input}_one(i.y), ${input}_one(i.z), ${input}_one(i.w)));
 #endif
 }
 #endif
@@ -71,10 +88,10 @@ fn load_${input}(base: u32, j: u32) -> vec4<f32> {
 #if ${FLAG}
 fn load_${input}(j: u32) -> vec4<f32> {
 #if VEC
-    return four(${input}[place(params.${offset}, j)]);
+    return ${input}_four(place(params.${offset}, j));
 #else
     let i = places(params.${offset}, j);
-    return vec4<f32>(${input}[i.x], ${input}[i.y], ${input}[i.z], ${input}[i.w]);
+    return vec4<f32>(${input}_one(i.x), ${input}_one(i.y), ${input}_one(i.z), ${input}_one(i.w));
 #endif
 }
 #endif

@@ -7,23 +7,25 @@
 // UNROLL: how many vec4s a turn of a loop takes (more than one for rows past the turns that software drivers grant).
 // LOG: log_softmax. BACKWARD: gradient. VEC: rows are read in vec4s, which memory has as ITEM, two words of 64 bits if PAIRS.
 // WHOLE: by which none is cut short. WIDTH: size of
-// a workgroup. POLYNOMIAL: exp in plain arithmetic, which is faster than what software drivers have.
-//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant row in registers, log, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 LOG=1 BACKWARD=0 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant row in registers, gradient: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant row, log, gradient: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=0 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=1
-//! variant subgroup, registers, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=1 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
-//! variant subgroup, registers, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=1 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0 POLYNOMIAL=0
-//! variant subgroup, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
-//! variant subgroup, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant group, registers, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=0 POLYNOMIAL=0
-//! variant group, registers, log, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=1 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant group, log, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
-//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 LOG=0 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant group, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=1 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
-//! variant group, log, gradient, vec4: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+// a workgroup. X_AT, Y_AT: bindings. X_PRE, Y_PRE: computed, not read. POLYNOMIAL: exp in plain arithmetic, which is faster than what software drivers have.
+//! variant row in registers: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant row in registers, log, vec4: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=4 LOG=1 BACKWARD=0 X_AT=2 Y_AT=3 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant row in registers, gradient: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=1 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant row, vec4: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=0 X_AT=2 Y_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant row, log, gradient: WIDTH=64 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant subgroup, registers, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=0 X_AT=2 Y_AT=3 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=1
+//! variant subgroup, registers, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=1 BACKWARD=0 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
+//! variant subgroup, registers, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 BACKWARD=1 X_AT=2 Y_AT=3 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0 POLYNOMIAL=0
+//! variant subgroup, log: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=1
+//! variant subgroup, gradient, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 X_AT=2 Y_AT=3 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant group, registers, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 BACKWARD=0 X_AT=2 Y_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=0 POLYNOMIAL=0
+//! variant group, registers, log, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=1 BACKWARD=1 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant group, log, vec4: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=0 X_AT=2 Y_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant group, long: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=2 CHUNKS=0 LOG=0 BACKWARD=0 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant group, gradient: WIDTH=64 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=0 BACKWARD=1 X_AT=2 Y_AT=3 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant group, log, gradient, vec4: WIDTH=256 TEAM=1 SUBGROUP=0 UNROLL=1 CHUNKS=0 LOG=1 BACKWARD=1 X_AT=2 Y_AT=3 VEC=1 PAIRS=0 ITEM=vec4<f32> VEC4=1 WHOLE=1 POLYNOMIAL=0
+//! variant row in registers, computed: WIDTH=8 TEAM=0 SUBGROUP=0 UNROLL=1 CHUNKS=3 LOG=0 X_AT=2 Y_AT=3 X_PRE=1 BACKWARD=0 VEC=0 PAIRS=0 ITEM=f32 VEC4=0 WHOLE=0 POLYNOMIAL=0
+//! variant subgroup, registers, gradient, computed, vec4: WIDTH=8 TEAM=1 SUBGROUP=1 UNROLL=1 CHUNKS=2 LOG=0 X_AT=2 Y_AT=2 X_PRE=1 Y_PRE=2 BACKWARD=1 VEC=1 PAIRS=1 ITEM=vec2<u64> VEC4=1 WHOLE=0 POLYNOMIAL=0
 
 struct Params {
     rows: u32,
@@ -34,11 +36,27 @@ struct Params {
     y_offset: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-// The input, or the gradient of the output.
-@group(0) @binding(2) var<storage, read> x: array<${ITEM}>;
-#if BACKWARD
-@group(0) @binding(3) var<storage, read> y: array<${ITEM}>;
+// x is the input, or the gradient of the output, and y the output.
+#for FLAG X x at in 1 X x ${X_AT}, BACKWARD Y y ${Y_AT}
+#if ${FLAG}
+#if ${X}_PRE
+// Computed by functions that take the place where each element would lie in memory.
+#else
+@group(0) @binding(${at}) var<storage, read> ${x}: array<${ITEM}>;
+
+#if VEC
+fn ${x}_four(at: u32) -> vec4<f32> {
+    return four(${x}[at / 4u]);
+}
+#else
+fn ${x}_one(at: u32) -> f32 {
+    return ${x}[at];
+}
 #endif
+#endif
+#endif
+#end
+#prologue
 #epilogue
 
 // How far apart a row's elements are.
@@ -51,10 +69,10 @@ fn apart() -> u32 {
 #if BACKWARD
 fn load_y(base: u32, j: u32) -> vec4<f32> {
 #if VEC
-    return four(y[place(params.y_offset + base, j)]);
+    return y_four(place(params.y_offset + base, j));
 #else
     let i = places(params.y_offset + base, j);
-    return vec4<f32>(y[i.x], y[i.y], y[i.z], y[i.w]);
+    return vec4<f32>(y_one(i.x), y_one(i.y), y_one(i.z), y_one(i.w));
 #endif
 }
 

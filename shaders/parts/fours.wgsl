@@ -33,9 +33,9 @@ fn four(v: vec4<f32>) -> vec4<f32> {
 // Where the elements j.. of the row at `base` lie; past its end, its last ones again.
 fn place(base: u32, j: u32) -> u32 {
 #if WHOLE
-    return (base + j) / 4u;
+    return base + j;
 #else
-    return (base + min(j, params.n - 4u)) / 4u;
+    return base + min(j, params.n - 4u);
 #endif
 }
 #else

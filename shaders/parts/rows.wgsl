@@ -15,9 +15,9 @@ fn exp_of(v: vec4<f32>) -> vec4<f32> {
 
 fn load_x(base: u32, j: u32) -> vec4<f32> {
 #if VEC
-    return four(x[place(params.x_offset + base, j)]);
+    return x_four(place(params.x_offset + base, j));
 #else
     let i = places(params.x_offset + base, j);
-    return vec4<f32>(x[i.x], x[i.y], x[i.z], x[i.w]);
+    return vec4<f32>(x_one(i.x), x_one(i.y), x_one(i.z), x_one(i.w));
 #endif
 }

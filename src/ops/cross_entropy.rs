@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::backend::Prices;
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 #[cfg(feature = "gpu")]
@@ -13,7 +14,7 @@ use crate::graph::layout::Layout;
 use crate::ops::dispatch::Defines;
 #[cfg(feature = "gpu")]
 use crate::ops::row_kernels::{Fits, Kernel, Rows};
-use crate::ops::rows::{COLUMNS, WORTH_A_THREAD, fold, greater, plus};
+use crate::ops::rows::{COLUMNS, WORTH_A_THREAD, fold, greater, plus, recomputed};
 #[cfg(feature = "gpu")]
 use crate::ops::softmax;
 
@@ -77,6 +78,11 @@ impl StructuredOp for CrossEntropy {
         true
     }
 
+    fn recomputes(&self, inputs: &[&Layout], input: usize, prices: &Prices) -> Option<usize> {
+        // For the greatest and the sum.
+        if input == 0 { recomputed(inputs[0], 2, prices) } else { None }
+    }
+
     fn flops(&self, call: &Structured) -> u64 {
         // A maximum, a subtraction, an exponential and a sum each.
         4 * call.inputs[0].1.numel() as u64
@@ -114,6 +120,10 @@ impl StructuredOp for CrossEntropyBackward {
 
     fn fuses_epilogue(&self) -> bool {
         true
+    }
+
+    fn recomputes(&self, inputs: &[&Layout], input: usize, prices: &Prices) -> Option<usize> {
+        if input == 0 { recomputed(inputs[0], 1, prices) } else { None }
     }
 
     fn flops(&self, call: &Structured) -> u64 {
@@ -541,7 +551,11 @@ pub(super) fn calls(rows: &Rows, kernel: Kernel, call: &Structured, target: Targ
         .flag("SCALED", call.inputs.len() > 3)
         .flag("EVEN", even)
         .flag("AGAIN", even)
-        .flag("POLYNOMIAL", rows.software);
+        .flag("POLYNOMIAL", rows.software)
+        .input(["X_AT", "X_PRE"], call, 0)
+        .input(["T_AT", "T_PRE"], call, 1)
+        .input(["S_AT", "S_PRE"], call, 2)
+        .input(["C_AT", "C_PRE"], call, 3);
     if !gradient {
         // What is stored are no rows.
         defines.0.retain(|(name, _)| *name != "VEC4");

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::graph::dtype::DType;
+use crate::graph::kernel::Structured;
 
 /// The largest grid that every adapter takes, per dimension.
 const MAX_WORKGROUPS: usize = 65_535;
@@ -52,6 +53,13 @@ impl Defines {
             (false, _) => "f32",
         };
         self.flag("VEC", fours).flag("PAIRS", fours && pairs).value("ITEM", item)
+    }
+
+    /// Where an op's input is bound, or its number, from 1, if it is computed: by the defines of these names.
+    pub fn input(self, [at, pre]: [&'static str; 2], call: &Structured, i: usize) -> Defines {
+        let binding = call.binding(i);
+        let computed = if binding.is_none() { 1 + i } else { 0 };
+        self.value(at, 2 + binding.unwrap_or(0)).value(pre, computed)
     }
 
     pub fn value(mut self, name: &'static str, value: impl ToString) -> Defines {

@@ -3,19 +3,21 @@
 
 use rayon::prelude::*;
 
+use crate::backend::Prices;
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::norm as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
+use crate::graph::layout::Layout;
 #[cfg(feature = "gpu")]
 use crate::ops::MAX_TURNS;
 #[cfg(feature = "gpu")]
 use crate::ops::dispatch::fold_grid;
 #[cfg(feature = "gpu")]
 use crate::ops::row_kernels::Kernel;
-use crate::ops::rows::{fold, plus, sum_pairs};
+use crate::ops::rows::{fold, plus, recomputed, sum_pairs};
 
 /// Of contiguous rows `x: [rows, n]`.
 #[derive(Debug)]
@@ -63,6 +65,16 @@ impl StructuredOp for Normalize {
 
     fn fuses_epilogue(&self) -> bool {
         !matches!(self.task, Task::Parameters { .. })
+    }
+
+    fn recomputes(&self, inputs: &[&Layout], input: usize, prices: &Prices) -> Option<usize> {
+        let (rows, loops) = match self.task {
+            // For the mean, the squares and the results.
+            Task::Forward { .. } => (1, 3),
+            Task::Gradient { .. } => (2, 4),
+            Task::Parameters { .. } => (2, 1),
+        };
+        if input < rows { recomputed(inputs[input], loops, prices) } else { None }
     }
 
     fn flops(&self, call: &Structured) -> u64 {
@@ -349,7 +361,8 @@ impl Rows {
             _ if self.software && kernel.in_registers() && kernel.is_team() => (self.rows / 64).clamp(1, 16),
             _ => 1,
         };
-        let (g, x) = if gradient || self.parameters { (0, 1) } else { (0, 0) };
+        // What there is not has the number of no input.
+        let (g, x) = if gradient || self.parameters { (0, 1) } else { (call.inputs.len(), 0) };
         let (w, b) = (x + 1, x + 1 + usize::from(weight));
         let offset = |i: usize| call.inputs.get(i).map_or(0, |(_, layout)| layout.offset as u32);
         let offsets = call.inputs.iter().map(|(_, layout)| layout.offset);
@@ -364,9 +377,10 @@ impl Rows {
             // Which inputs there are, and where.
             .flag("G", x > 0)
             .flag("ADDED", bias && !self.parameters)
-            .value("X_AT", 2 + x)
-            .value("W_AT", 2 + w)
-            .value("B_AT", 2 + b);
+            .input(["X_AT", "X_PRE"], call, x)
+            .input(["G_AT", "G_PRE"], call, g)
+            .input(["W_AT", "W_PRE"], call, w)
+            .input(["B_AT", "B_PRE"], call, b);
         let params = shader::Params {
             rows: self.rows as u32,
             n: self.n as u32,

@@ -1,13 +1,26 @@
 //! Rows on the CPU, as softmax and the norms take them: folds of slices, in as many lanes as keep a processor's
 //! vector units busy.
 
+use crate::backend::Prices;
 use crate::backend::cpu::number::Real;
+use crate::graph::layout::Layout;
 
 /// Elements a thread should have at least.
 pub(super) const WORTH_A_THREAD: usize = 16 << 10;
 /// Columns that are reduced at once.
 pub(super) const COLUMNS: usize = 128;
 const LANES: usize = 32;
+
+/// [`StructuredOp::recomputes`](crate::graph::kernel::StructuredOp::recomputes) of an input that is read as the rows of a
+/// contiguous `[outer, n, inner]` (or `[rows, n]`), in so many loops where they do not fit in registers.
+pub(super) fn recomputed(layout: &Layout, loops: usize, prices: &Prices) -> Option<usize> {
+    let n = *layout.shape.get(layout.rank().min(2).checked_sub(1)?)?;
+    let inner: usize = layout.shape[layout.rank().min(2)..].iter().product();
+    let in_registers = n <= 32 || inner == 1 && n <= 1024;
+    // What cannot be computed in fours is better read.
+    let in_fours = inner == 1 && n.is_multiple_of(4);
+    (in_fours || !prices.fours).then_some(if in_registers { 1 } else { loops })
+}
 /// Values that a lane adds up before it begins anew, so that rounding errors do not grow with a row's length.
 const STRETCH: usize = 64;
 

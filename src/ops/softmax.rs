@@ -2,15 +2,17 @@
 
 use rayon::prelude::*;
 
+use crate::backend::Prices;
 use crate::backend::cpu::number::Real;
 use crate::backend::cpu::simd::{Work, vectorized};
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::{AdapterInfo, ShaderCall, kernels::softmax as shader};
 use crate::graph::dtype::DType;
 use crate::graph::kernel::{Structured, StructuredOp};
+use crate::graph::layout::Layout;
 #[cfg(feature = "gpu")]
 use crate::ops::row_kernels::{Fits, Kernel, Rows};
-use crate::ops::rows::{COLUMNS, WORTH_A_THREAD, fold, greater, map_sum, plus, sum_pairs};
+use crate::ops::rows::{COLUMNS, WORTH_A_THREAD, fold, greater, map_sum, plus, recomputed, sum_pairs};
 
 /// Softmax over the middle dimension of a contiguous `[outer, n, inner]`; `log` of it.
 #[derive(Debug)]
@@ -36,6 +38,11 @@ impl StructuredOp for Softmax {
 
     fn fuses_epilogue(&self) -> bool {
         true
+    }
+
+    fn recomputes(&self, inputs: &[&Layout], input: usize, prices: &Prices) -> Option<usize> {
+        // For the greatest, the sum and the results.
+        recomputed(inputs[input], 3, prices)
     }
 
     fn flops(&self, call: &Structured) -> u64 {
@@ -72,6 +79,11 @@ impl StructuredOp for SoftmaxBackward {
 
     fn fuses_epilogue(&self) -> bool {
         true
+    }
+
+    fn recomputes(&self, inputs: &[&Layout], input: usize, prices: &Prices) -> Option<usize> {
+        // For the sum and the results.
+        recomputed(inputs[input], 2, prices)
     }
 
     fn flops(&self, call: &Structured) -> u64 {
@@ -301,6 +313,8 @@ pub(super) fn calls(rows: &Rows, kernel: Kernel, call: &Structured, log: bool) -
         .defines(rows.n, [rows.software, rows.pairs], rows.inner == 1, offsets)
         .flag("LOG", log)
         .flag("BACKWARD", backward)
+        .input(["X_AT", "X_PRE"], call, 0)
+        .input(["Y_AT", "Y_PRE"], call, 1)
         .flag("POLYNOMIAL", rows.software);
     let params = shader::Params {
         rows: rows.rows as u32,

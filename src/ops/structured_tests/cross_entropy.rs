@@ -210,13 +210,17 @@ fn every_variant_of_cross_entropy() {
                     continue;
                 }
                 let call = call(forced(kernel, target), &inputs[..2], &[3, shape[0], shape[2]], F32);
-                let got = run(&*device, &call, &bytes[..2]).unwrap();
-                close(&format!("{kernel:?} {shape:?} smoothed by {smoothing}"), &got, &stats, 1e-5);
+                let name = format!("{kernel:?} {shape:?} smoothed by {smoothing}");
+                close(&name, &run(&*device, &call, &bytes[..2]).unwrap(), &stats, 1e-5);
+                let (call, bytes) = prologues::as_sum(call, &bytes[..2], 0);
+                close(&name, &run(&*device, &call, &bytes).unwrap(), &stats, 1e-5);
             }
             for &(kernel, _) in GRADIENTS {
                 let call = call(forced(kernel, target), &inputs, &shape, F32);
-                let got = run(&*device, &call, &bytes).unwrap();
-                close(&format!("{kernel:?} {shape:?} smoothed by {smoothing}"), &got, &gradient, 1e-5);
+                let name = format!("{kernel:?} {shape:?} smoothed by {smoothing}");
+                close(&name, &run(&*device, &call, &bytes).unwrap(), &gradient, 1e-5);
+                let (call, bytes) = prologues::as_sum(call, &bytes, 0);
+                close(&name, &run(&*device, &call, &bytes).unwrap(), &gradient, 1e-5);
             }
         }
     }

@@ -159,6 +159,9 @@ fn every_variant_of_the_norms() {
                 let (call, data, expected) = call_of(op, rms, task, shape, [0, 3, 4][i % 3]);
                 let name = format!("{kernel:?} {task:?} {shape:?}");
                 close(&name, &run(&*device, &call, &data).unwrap(), &expected, TOLERANCE);
+                let rows = if matches!(task, Task::Forward { .. }) { 1 } else { 2 };
+                let (call, data) = prologues::as_sum(call, &data, i % rows);
+                close(&name, &run(&*device, &call, &data).unwrap(), &expected, TOLERANCE);
             }
         }
     }

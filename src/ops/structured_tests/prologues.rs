@@ -1,4 +1,4 @@
-//! Products whose operands are computed where they are read.
+//! Ops whose inputs are computed where they are read.
 
 use super::matmul::{matrix, product};
 use super::*;
@@ -54,6 +54,20 @@ fn computed(
     program.collapse(0);
     call.pre.push(Prologue { input, program, value });
     call
+}
+
+/// A call whose input `input` is computed as a sum which is, but for rounding, what was in its memory. A row of the one term
+/// is as long as the input's last dimension that is not 1.
+pub(super) fn as_sum(call: Structured, data: &[Vec<u8>], input: usize) -> (Structured, Vec<Vec<u8>>) {
+    let mut data = data.to_vec();
+    let len = call.inputs[input].1.shape.iter().rev().copied().find(|&size| size > 1).unwrap_or(1);
+    let own = &mut data[call.binding(input).expect("an input in memory")];
+    let mut x = f32::from_bytes(own);
+    x.resize(x.len().next_multiple_of(len), 0.0);
+    let row = noise(len, 8);
+    x.iter_mut().zip(row.iter().cycle()).for_each(|(x, r)| *x -= r);
+    *own = f32::to_bytes(&x);
+    (computed(call, &mut data, input, &row, false), data)
 }
 
 /// What an operand's memory holds: NaN wherever its layout does not reach, which therefore must not show.
@@ -205,5 +219,63 @@ fn tiles_of_every_size_compute_the_same_bits() {
         let got = run(&*device, &call, &data).unwrap();
         let first = &mut first[usize::from(matches!(variant.kernel, Kernel::Lanes { .. }))];
         assert!(*first.get_or_insert_with(|| got.clone()) == got, "{:?} differs", variant.kernel);
+    }
+}
+
+#[test]
+fn rows_are_computed_where_they_are_read() {
+    use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward, Target};
+    use crate::ops::normalize::{Normalize, Task};
+    use crate::ops::softmax::{Softmax, SoftmaxBackward};
+    let target = Target { ignored: None, smoothing: 0.1 };
+    let norm = |task| Normalize { rms: false, eps: 1e-3, task };
+    for [rows, n] in [[6, 40], [3, 17], [2, 3000]] {
+        let (rows3, rows2) = (Layout::contiguous(&[rows, n, 1]), Layout::contiguous(&[rows, n]));
+        let (weight, classes) = (Layout::contiguous(&[n]), Layout::contiguous(&[rows, 1]));
+        let stats = Layout::contiguous(&[3, rows, 1]);
+        let wide = |count: usize, layout: &Layout| vec![(F32, layout.clone()); count];
+        let both = |mut a: Vec<_>, b: Vec<_>| {
+            a.extend(b);
+            a
+        };
+        let with_classes =
+            |count: usize| both(wide(1, &rows3), both(vec![(I32, classes.clone())], wide(count, &stats)));
+        let gradient = Task::Gradient { weight: true };
+        let (shape3, shape2) = ([rows, n, 1], [rows, n]);
+        let calls = [
+            (call(Softmax { log: false }, &wide(1, &rows3), &shape3, F32), vec![0]),
+            (call(SoftmaxBackward { log: true }, &wide(2, &rows3), &shape3, F32), vec![0, 1]),
+            (
+                call(
+                    norm(Task::Forward { weight: true, bias: false }),
+                    &both(wide(1, &rows2), wide(1, &weight)),
+                    &shape2,
+                    F32,
+                ),
+                vec![0],
+            ),
+            (call(norm(gradient), &both(wide(2, &rows2), wide(1, &weight)), &shape2, F32), vec![1, 0]),
+            (call(CrossEntropy { target, dim: 1 }, &with_classes(0), &[3, rows, 1], F32), vec![0]),
+            (call(CrossEntropyBackward { target }, &with_classes(1), &shape3, F32), vec![0]),
+        ];
+        for (plain, computed) in calls {
+            let data: Vec<Vec<u8>> = (plain.inputs.iter().zip(1..))
+                .map(|((dtype, layout), seed)| match dtype {
+                    F32 => f32::to_bytes(&noise(layout.numel(), seed)),
+                    _ => i32::to_bytes(&(0..rows as i32).collect::<Vec<_>>()),
+                })
+                .collect();
+            for device in devices() {
+                let name = format!("{} {rows}x{n} on {}", plain.op.0.name(), device.name());
+                let expected = f32::from_bytes(&run(&*device, &plain, &data).unwrap());
+                let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+                let (mut call, mut data) = (plain.clone(), data.clone());
+                for &input in &computed {
+                    (call, data) = as_sum(call, &data, input);
+                    // A rounding more for each element; a logarithm's gradient sums up a row.
+                    close(&name, &run(&*device, &call, &data).unwrap(), &expected, 1e-5);
+                }
+            }
+        }
     }
 }

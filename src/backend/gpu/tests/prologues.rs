@@ -1,4 +1,4 @@
-//! Operands of products that are computed where they are read, from tensors on: on adapters of every class, where it
+//! Operands of products, and rows, that are computed where they are read, from tensors on: on adapters of every class, where it
 //! costs nothing, against the CPU, which stores them.
 
 use super::*;
@@ -109,6 +109,55 @@ fn operands_of_every_kind() {
 }
 
 #[test]
+fn rows_of_every_kind() {
+    for (d, n) in eager().iter().flat_map(|d| [(d, 40), (d, 33), (d, 3000)]) {
+        let x = |d: &Device| values(d, &[6, n], 0.1);
+        let row = |d: &Device| values(d, &[n], 0.3);
+        let classes = |d: &Device| crate::options().device(d).tensor([0, 5, 2, 1, 1, 3]);
+        agree(d, 1, &|d| vec![(x(d) * 2.0 + row(d)).softmax(-1)]);
+        agree(d, 1, &|d| vec![(x(d) * 2.0).log_softmax(1) * 3.0]);
+        agree(d, 1, &|d| vec![(x(d) + 1).layer_norm(n, Some(&row(d)), Some(&row(d)), 1e-5)]);
+        agree(d, 1, &|d| vec![x(d).tanh().rms_norm(n, None, Some(1e-5))]);
+        agree(d, 2, &|d| vec![(x(d) * row(d)).cross_entropy(&classes(d))]);
+        // Along another dimension, of a slice, of a mask; of numbers that are drawn.
+        agree(d, 1, &|d| vec![(x(d) * 2.0 + row(d)).softmax(0)]);
+        agree(d, 1, &|d| vec![(x(d) + 1).i(2..).softmax(-1)]);
+        agree(d, 1, &|d| vec![x(d).masked_fill(&x(d).gt(0.5), f64::NEG_INFINITY).softmax(-1)]);
+        agree(d, 1, &|d| vec![x(d).dropout(0.5, true).layer_norm(n, None, None, 1e-5)]);
+        agree(d, 1, &|d| vec![(x(d) / (row(d) - row(d).i(1))).softmax(-1)]);
+        // What the epilogue reads, too.
+        agree(d, 1, &|d| {
+            let x = x(d);
+            vec![(&x * 2.0).softmax(-1) + &x, x]
+        });
+        // Halves, which are stored.
+        agree(d, 2, &|d| {
+            let halves = x(d).to(F16);
+            halves.check().unwrap();
+            vec![halves.to(F32).layer_norm(n, Some(&row(d)), None, 1e-5)]
+        });
+        // On the way back: what it begins with, and what was computed on the way here.
+        let back = |d: &Device, f: &dyn Fn(&Tensor) -> Tensor| {
+            let x = x(d).requires_grad_(true);
+            (f(&x) * row(d).sin()).sum().backward().unwrap();
+            vec![x.grad().unwrap()]
+        };
+        let taken = |f: &dyn Fn(&Tensor) -> Tensor| {
+            let before = d.stats().dispatches;
+            back(d, f)[0].check().unwrap();
+            d.stats().dispatches - before
+        };
+        let softmax = |x: &Tensor| (x * 2.0).softmax(-1);
+        let norm = |x: &Tensor| (x + 1).layer_norm(n, Some(&row(x.device())), None, 1e-5);
+        agree(d, taken(&softmax), &|d| back(d, &softmax));
+        agree(d, taken(&norm), &|d| back(d, &norm));
+        assert!(taken(&softmax) <= 3 && taken(&norm) <= 3);
+    }
+    // Nothing is not computed.
+    agree(&eager()[1], 2, &|d| vec![(values(d, &[0, 4], 0.0) + 1).softmax(-1)]);
+}
+
+#[test]
 fn operands_of_halves() {
     for (d, k) in eager().iter().flat_map(|d| [(d, 20), (d, 33)]) {
         let x = |d: &Device| values(d, &[36, k], 0.1);
@@ -196,6 +245,11 @@ fn nan_is_blamed_on_the_op_that_made_it() {
         let error = made.expect_err("sums of infinities");
         assert_eq!((error.op(), error.caller().line()), ("matmul", line), "{error}");
         detect_anomaly(|| (x.abs() * 2).matmul(&product).to_f64_vec()).unwrap();
+        let line = line!() + 1;
+        let made = detect_anomaly(|| (x.sqrt() * 2).softmax(-1).to_f64_vec());
+        let error = made.expect_err("roots of negative numbers");
+        assert_eq!((error.op(), error.caller().line()), ("sqrt", line), "{error}");
+        detect_anomaly(|| (x.abs() * 2).softmax(-1).to_f64_vec()).unwrap();
     }
 }
 
