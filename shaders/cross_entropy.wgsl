@@ -58,21 +58,7 @@ struct Params {
 #endif
 #else
 #for X x at in X x 2
-#if ${X}_PRE
-// Computed by functions that take the place where each element would lie in memory.
-#else
-@group(0) @binding(${at}) var<storage, read> ${x}: array<${ITEM}>;
-
-#if VEC
-fn ${x}_four(at: u32) -> vec4<f32> {
-    return four(${x}[at / 4u]);
-}
-#else
-fn ${x}_one(at: u32) -> f32 {
-    return ${x}[at];
-}
-#endif
-#endif
+#include operand
 #end
 #prologue
 @group(0) @binding(${T_AT}) var<storage, read> targets: array<i32>;

@@ -39,21 +39,7 @@ struct Params {
 // x is the input, or the gradient of the output, and y the output.
 #for FLAG X x at in 1 X x ${X_AT}, BACKWARD Y y ${Y_AT}
 #if ${FLAG}
-#if ${X}_PRE
-// Computed by functions that take the place where each element would lie in memory.
-#else
-@group(0) @binding(${at}) var<storage, read> ${x}: array<${ITEM}>;
-
-#if VEC
-fn ${x}_four(at: u32) -> vec4<f32> {
-    return four(${x}[at / 4u]);
-}
-#else
-fn ${x}_one(at: u32) -> f32 {
-    return ${x}[at];
-}
-#endif
-#endif
+#include operand
 #endif
 #end
 #prologue

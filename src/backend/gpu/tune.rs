@@ -163,7 +163,7 @@ struct History {
     runs: u32,
     /// When the first of these ended.
     since: Option<Instant>,
-    /// Commands that have several ways, those with the most operations last; known from the first look on.
+    /// Commands that may have several ways, those with the most operations last; known from the first look on.
     commands: Option<Vec<usize>>,
     /// Whether others are compiled for some of the quick kernels.
     waits: bool,
@@ -234,10 +234,13 @@ impl Gpu {
     /// Has the kernels that compile fast followed by those that run fast. Returns whether the plan is stale.
     fn leave_quick(&self, recording: &Recording, history: &mut History) -> bool {
         let commands = history.commands.get_or_insert_with(|| {
-            let all = (0..recording.commands.len()).filter_map(|at| Some((at, self.ways(recording, at)?.0)));
-            let mut all: Vec<_> = all.map(|(at, kernel)| (flops(kernel), at)).collect();
-            all.sort_unstable();
-            all.into_iter().map(|(_, at)| at).collect()
+            let flops = |at: usize| match &recording.commands[at] {
+                Command::Dispatch { kernel, .. } => flops(kernel),
+                Command::Copy { .. } => 0,
+            };
+            let mut all: Vec<usize> = (0..recording.commands.len()).filter(|&at| flops(at) > 0).collect();
+            all.sort_by_key(|&at| flops(at));
+            all
         });
         let commands = commands.clone();
         history.waits = false;
