@@ -1,18 +1,20 @@
 // DOWN x ACROSS invocations share tiles of a and b, DEPTH deep, and each computes PIECES x PIECES blocks of 4 x 4,
 // which lie DOWN and ACROSS blocks apart, so that neighbours read neighbouring vec4s. What the next tiles need is
-// read ahead into registers while the present ones are multiplied.
+// read ahead into registers while the present ones are multiplied, and stays there as it was read: to turn it or to
+// cut it off at k would be to wait for it.
 
 const BLOCKS_M: u32 = ${DOWN}u * ${PIECES}u;
 const BLOCKS_N: u32 = ${ACROSS}u * ${PIECES}u;
 
-// In both tiles the first index is k, and vec4s lie along m and n.
-var<workgroup> tile_a: array<vec4<f32>, ${DEPTH} * ${DOWN} * ${PIECES}>;
-var<workgroup> tile_b: array<vec4<f32>, ${DEPTH} * ${ACROSS} * ${PIECES}>;
+// By four k, k among these (which is known, so that it costs no arithmetic), and vec4s along m and n. Invocations that
+// fill a tile along k write every fourth row: blocks are shifted against each other, so that these fall on different banks.
+#for X BLOCKS in a BLOCKS_M, b BLOCKS_N
+var<workgroup> tile_${X}: array<array<array<vec4<f32>, ${BLOCKS}>, 4>, ${DEPTH} / 4>;
+#end
 
-// Where block `block` of row k lies in a tile. Invocations that fill a tile along k write every fourth row; shifted
-// against each other these rows fall on different banks.
-fn slot(k: u32, block: u32, blocks: u32) -> u32 {
-    return k * blocks + (block ^ (((k / 4u) % 4u) * 2u));
+// Where a block of some four k lies.
+fn slot(block: u32, fours: u32) -> u32 {
+    return block ^ (fours % 4u * 2u);
 }
 
 @compute @workgroup_size(${THREADS})
@@ -34,10 +36,10 @@ fn tiles(
     // The 4 x 4 blocks that this invocation reads. Side by side they follow the dimension that is contiguous.
 #if A_BY_ROW
     let a_block = index % BLOCKS_M;
-    let a_deep = index / BLOCKS_M * 4u;
+    let a_fours = index / BLOCKS_M;
 #else
     let a_block = index / (${DEPTH}u / 4u);
-    let a_deep = index % (${DEPTH}u / 4u) * 4u;
+    let a_fours = index % (${DEPTH}u / 4u);
 #endif
 #if BOTH
     let b_index = index;
@@ -46,10 +48,10 @@ fn tiles(
 #endif
 #if B_BY_COL
     let b_block = b_index % BLOCKS_N;
-    let b_deep = b_index / BLOCKS_N * 4u;
+    let b_fours = b_index / BLOCKS_N;
 #else
     let b_block = b_index / (${DEPTH}u / 4u);
-    let b_deep = b_index % (${DEPTH}u / 4u) * 4u;
+    let b_fours = b_index % (${DEPTH}u / 4u);
 #endif
     let fills_a = index < BLOCKS_M * ${DEPTH}u / 4u;
 #if BOTH
@@ -57,47 +59,59 @@ fn tiles(
 #else
     let fills_b = !fills_a && b_index < BLOCKS_N * ${DEPTH}u / 4u;
 #endif
+    let from_a = lines_of_a(at.a, row + a_block * 4u, a_fours * 4u);
+    let from_b = lines_of_b(at.b, col + b_block * 4u, b_fours * 4u);
     var next_a: mat4x4<f32>;
     var next_b: mat4x4<f32>;
     if fills_a {
-        next_a = block_a(at.a, row + a_block * 4u, a_deep);
+        next_a = block_a(from_a, 0u);
     }
     if fills_b {
-        next_b = block_b(at.b, b_deep, col + b_block * 4u);
+        next_b = block_b(from_b, 0u);
     }
     var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
     let depth = params.k + (tile >> 31u); // as bound() does, but seen to be uniform
     for (var k = 0u; k < depth; k += ${DEPTH}u) {
-        if fills_a {
+#for x in a, b
+        if fills_${x} {
+            if k + ${x}_fours * 4u + 4u > params.k {
+                next_${x} = cut_${x}(next_${x}, k + ${x}_fours * 4u);
+            }
+            let block = turned_${x}(next_${x});
 #for q in 0..4
-            tile_a[slot(a_deep + ${q}u, a_block, BLOCKS_M)] = next_a[${q}];
+            tile_${x}[${x}_fours][${q}][slot(${x}_block, ${x}_fours)] = block[${q}];
 #end
         }
-        if fills_b {
-#for q in 0..4
-            tile_b[slot(b_deep + ${q}u, b_block, BLOCKS_N)] = next_b[${q}];
 #end
-        }
         workgroupBarrier();
-        if fills_a {
-            next_a = block_a(at.a, row + a_block * 4u, k + ${DEPTH}u + a_deep);
+        if k + ${DEPTH}u < depth {
+#for x in a, b
+            if fills_${x} {
+                next_${x} = block_${x}(from_${x}, k + ${DEPTH}u);
+            }
+#end
         }
-        if fills_b {
-            next_b = block_b(at.b, k + ${DEPTH}u + b_deep, col + b_block * 4u);
-        }
-        for (var l = 0u; l < ${DEPTH}u; l += 4u) {
-#for s in 0..4
+        for (var l = 0u; l < ${DEPTH}u / 4u; l += 2u) {
+#for h in 0..2
             {
 #for p in 0..${PIECES}
-                let x${p} = tile_a[slot(l + ${s}u, down + ${DOWN}u * ${p}u, BLOCKS_M)];
-                let y${p} = tile_b[slot(l + ${s}u, across + ${ACROSS}u * ${p}u, BLOCKS_N)];
+                let x${p} = slot(down + ${DOWN}u * ${p}u, l + ${h}u);
+                let y${p} = slot(across + ${ACROSS}u * ${p}u, l + ${h}u);
+#end
+#for s in 0..4
+                {
+#for p in 0..${PIECES}
+                    let a${p} = tile_a[l + ${h}u][${s}][x${p}];
+                    let b${p} = tile_b[l + ${h}u][${s}][y${p}];
 #end
 #for p in 0..${PIECES}
 #for r in 0..4
 #for q in 0..${PIECES}
-                acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(x${p}[${r}]), y${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+                    acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(a${p}[${r}]), b${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
 #end
 #end
+#end
+                }
 #end
             }
 #end
@@ -120,40 +134,69 @@ fn tiles(
 #end
 }
 
-// Four k of four rows of a: a column for each k. Zeros past k.
-fn block_a(base: u32, row: u32, k: u32) -> mat4x4<f32> {
-    var m: mat4x4<f32>;
-#if A_BY_ROW
-#for q in 0..4
-    m[${q}] = select(vec4<f32>(), load_a(base, row, min(k + ${q}u, params.k - 1u)), k + ${q}u < params.k);
-#end
-    return m;
+// Where the lines begin of which an invocation reads four elements each, from row `side` of a or column `side` of b,
+// and k; past the edges are other lines. Where vec4s lie along them there is one.
+#for X x BY size step along in A a A_BY_ROW m a_m a_k, B b B_BY_COL n b_n b_k
+fn lines_of_${x}(base: u32, side: u32, k: u32) -> vec4<u32> {
+    let lines = vec4<u32>(side, side + 1u, side + 2u, side + 3u);
+#if ${X}_VEC
+#if ${BY}
+    return vec4<u32>(base + min(side, params.${size} - 4u) + k * params.${along});
 #else
-    if k >= params.k {
-        return m;
-    }
-#for q in 0..4
-    m[${q}] = load_a(base, row + ${q}u, k);
-#end
-    return transpose(m);
+    return base + min(lines, vec4<u32>(params.${size} - 1u)) * params.${step} + k;
+#endif
+#else
+    return base + min(lines, vec4<u32>(params.${size} - 1u)) * params.${step} + k * params.${along};
 #endif
 }
 
-// Four k of four columns of b: a column for each k. Zeros past k.
-fn block_b(base: u32, k: u32, col: u32) -> mat4x4<f32> {
-    var m: mat4x4<f32>;
-#if B_BY_COL
+// Four k of four lines, so many k further: vec4s along the lines, or along k. Past k comes whatever lies there.
+fn block_${x}(lines: vec4<u32>, k: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(
 #for q in 0..4
-    m[${q}] = select(vec4<f32>(), load_b(base, min(k + ${q}u, params.k - 1u), col), k + ${q}u < params.k);
+#if ${X}_VEC
+#if ${BY}
+        ${x}_four(lines.x + (k + ${q}u) * params.${along}),
+#else
+        ${x}_four(lines[${q}] + k),
+#endif
+#else
+        vec4<f32>(
+#for i in 0..4
+            ${x}_one(lines[${i}] + (k + ${q}u) * params.${along}),
+#end
+        ),
+#endif
+#end
+    );
+}
+
+// The same with zeros from params.k on.
+fn cut_${x}(block: mat4x4<f32>, k: u32) -> mat4x4<f32> {
+    let inside = (k + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(params.k);
+    var m = block;
+#for q in 0..4
+#if ${X}_VEC
+#if ${BY}
+    m[${q}] = select(vec4<f32>(), m[${q}], inside[${q}]);
+#else
+    m[${q}] = select(vec4<f32>(), m[${q}], inside);
+#endif
+#else
+    m[${q}] = select(vec4<f32>(), m[${q}], inside[${q}]);
+#endif
 #end
     return m;
-#else
-    if k >= params.k {
-        return m;
-    }
-#for q in 0..4
-    m[${q}] = load_b(base, k, col + ${q}u);
-#end
-    return transpose(m);
-#endif
 }
+
+// The same with a column for each k.
+fn turned_${x}(block: mat4x4<f32>) -> mat4x4<f32> {
+#if ${X}_VEC
+#if ${BY}
+#else
+    return transpose(block);
+#endif
+#endif
+    return block;
+}
+#end
