@@ -21,13 +21,13 @@
 //! variant lanes, rows contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=1 A_BY_ROW=1 B_VEC=0 VEC4=0
 //! variant lanes, one row: LANES=1 WEIGHT=0 WIDTH=64 SUBGROUP=0 ROWS=1 LOADS=1 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=1
 //! variant lanes, divided: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 DIV=1 VEC4=0
-//! variant tiles: TILES=1 WEIGHT=0 PIECES=2 INNER=2 VEC4=1
-//! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 INNER=16 VEC4=0
-//! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 INNER=16 DIV=1 VEC4=0
+//! variant tiles: TILES=1 WEIGHT=0 PIECES=2 READS=4 FOURS=1 VEC4=1
+//! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 READS=2 FOURS=4 QUICK=1 VEC4=0
+//! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 READS=2 FOURS=4 DIV=1 VEC4=0
 //! variant weight, lanes, subgroups: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
 //! variant weight, lanes, any: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
-//! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 INNER=2 VEC4=1
-//! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 INNER=16 VEC4=0
+//! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 READS=4 FOURS=1 QUICK=1 VEC4=1
+//! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 READS=2 FOURS=4 VEC4=0
 //! variant weight, dot products: DOT=1 WEIGHT=1 WIDTH=64 VEC4=0
 
 #import loops
@@ -80,6 +80,11 @@ struct Params {
     // DIV: the stride by which a place must be divisible to have a source.
     div_y: u32,
     div_x: u32,
+    // Inverses of channels, taps_w, places_w and places_h.
+    per_channel: f32,
+    per_tap: f32,
+    per_place: f32,
+    per_line: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #for X x at in B x 2, A w 3
@@ -373,10 +378,26 @@ fn lanes(
 #endif
 
 #if TILES
-// In both tiles the first index is the term, and vec4s lie along rows and columns: 8 * PIECES of them.
-var<workgroup> tile_a: array<vec4<f32>, 128 * ${PIECES}>;
-var<workgroup> tile_b: array<vec4<f32>, 128 * ${PIECES}>;
+const WIDE: u32 = 8u * ${PIECES}u;
 
+// By four terms, the term among these (which is known, so that it costs no arithmetic), and vec4s along rows and columns;
+// one more, so that invocations that write neighbouring terms write to different banks.
+#for x in a, b
+var<workgroup> tile_${x}: array<array<array<vec4<f32>, WIDE + 1>, 4>, 4>;
+#end
+
+// The quotient of two numbers, of which `part` is the second's inverse. QUICK: the first is below 2^21, so that half a
+// unit is more than what is lost in single precision.
+fn quotient(n: u32, by: u32, part: f32) -> u32 {
+#if QUICK
+    return u32((f32(n) + 0.5) * part);
+#else
+    return n / by;
+#endif
+}
+
+// While one tile's terms are multiplied, the next ones' are on their way to registers, and stay there as they were read:
+// to replace those that are not inside would be to wait for them. Past the ends is read whatever lies there.
 @compute @workgroup_size(64)
 fn tiles(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -387,12 +408,11 @@ fn tiles(
     if tile >= params.tiles {
         return;
     }
-    let row = tile % params.tiles_m * (32u * ${PIECES}u);
-    let col = tile / params.tiles_m % params.tiles_n * (32u * ${PIECES}u);
+    let row = tile % params.tiles_m * (4u * WIDE);
+    let col = tile / params.tiles_m % params.tiles_n * (4u * WIDE);
     let batch = tile / (params.tiles_m * params.tiles_n);
     let across = index % 8u;
     let down = index / 8u;
-    const WIDE = 8u * ${PIECES}u;
     var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
     // Invocations side by side read terms side by side; of x, those of a convolution columns side by side.
     let l = index % 16u;
@@ -402,93 +422,116 @@ fn tiles(
     let begin = batch / params.groups * params.depth;
     let all = params.images * params.places_h * params.places_w;
     let end = min(begin + params.depth, all) + (tile >> 31u); // as bound() does, but seen to be uniform
-    let plane = params.places_h * params.places_w;
-#for i in 0..2
-#for p in 0..${PIECES}
-    let taps${i}${p} = taps_at(col + (over + 4u * (${i}u + 2u * ${p}u)) * 4u);
-#end
+    let step = params.places_h * params.places_w;
+    let lines = params.w_offset + (g * params.rows + row + over * 4u) * step;
+#for i in 0..${READS}
+    let taps${i} = taps_at(col + (over + 4u * ${i}u) * 4u);
 #end
 #else
     let begin = 0u;
     let end = params.depth + (tile >> 31u);
+    let step = params.w_row;
+    let lines = params.w_offset + batch * params.w_group + (row + over * 4u) * step;
     let places = places_at(col + index % WIDE * 4u);
     let base = params.x_offset + (places.image * params.groups + batch) * (params.channels * area());
     let y0 = places.y * params.mul_y + params.off_y;
     let x0 = places.x * params.mul_x + params.off_x;
+    let origin = base + y0 * params.source_w + x0;
 #endif
-    for (var k = begin; k < end; k += 16u) {
-        let term = k + l;
-        let there = term < end;
-        let n = min(term, end - 1u);
-#if WEIGHT
-        let line = n / params.places_w;
-        let image = line / params.places_h;
-        let py = line - image * params.places_h;
-        let px = n - line * params.places_w;
-        let a_at = params.w_offset + (image * params.groups + g) * (params.rows * plane) + py * params.places_w + px;
-        let a_row = plane;
-        let place = source(g, image) + py * params.mul_y * params.source_w + px * params.mul_x;
-        let sy = py * params.mul_y;
-        let sx = px * params.mul_x;
-#for i in 0..2
-#for p in 0..${PIECES}
-        {
-            let t = taps${i}${p};
-            let inside = (sy + t.y < vec4<u32>(params.source_h)) & (sx + t.x < vec4<u32>(params.source_w)) & vec4<bool>(there);
-            let at = select(vec4<u32>(params.x_offset), place + t.at, inside);
-            tile_b[l * WIDE + over + 4u * (${i}u + 2u * ${p}u)] = select(vec4<f32>(), vec4<f32>(x[at.x], x[at.y], x[at.z], x[at.w]), inside);
-        }
+#for i in 0..${READS}
+    var a${i}: vec4<f32>;
+    var b${i}: vec4<f32>;
+    var inside${i}: vec4<bool>;
 #end
+    for (var k = begin; k < end + 16u; k += 16u) {
+        if k < end {
+            let term = k + l;
+#if WEIGHT
+            let line = quotient(term, params.places_w, params.per_place);
+            let image = quotient(line, params.places_h, params.per_line);
+            let py = line - image * params.places_h;
+            let px = term - line * params.places_w;
+            let first = lines + image * (params.groups * params.rows * step) + py * params.places_w + px;
+            let place = source(g, image) + py * params.mul_y * params.source_w + px * params.mul_x;
+            let sy = py * params.mul_y;
+            let sx = px * params.mul_x;
+#for i in 0..${READS}
+            {
+                let t = taps${i};
+                inside${i} = (sy + t.y < vec4<u32>(params.source_h)) & (sx + t.x < vec4<u32>(params.source_w)) & vec4<bool>(term < end);
+                let at = place + t.at;
+                b${i} = vec4<f32>(x[at.x], x[at.y], x[at.z], x[at.w]);
+            }
 #end
 #else
-        // Terms are numbered by tap, then by channel.
-        let tap = n / params.channels;
-        let tap_y = tap / params.taps_w;
-        let tap_x = tap - tap_y * params.taps_w;
-        let a_at = params.w_offset + batch * params.w_group + tap_y * params.w_y + tap_x * params.w_x
-            + (n - tap * params.channels) * params.w_channel;
-        let a_row = params.w_row;
-#for i in 0..2
-#for p in 0..${PIECES}
-        {
-            let deep = index / WIDE + (64u / WIDE) * (${i}u + 2u * ${p}u);
-            let m = min(k + deep, end - 1u);
-            let t = m / params.channels;
-            let ty = t / params.taps_w;
-            let y = divided(y0 + ty * params.step_y, params.div_y);
-            let x1 = divided(x0 + (t - ty * params.taps_w) * params.step_x, params.div_x);
-            let inside = (y < vec4<u32>(params.source_h)) & (x1 < vec4<u32>(params.source_w)) & vec4<bool>(k + deep < end);
-            let place = base + (m - t * params.channels) * area() + y * params.source_w + x1;
-            let at = select(vec4<u32>(params.x_offset), place, inside);
-            tile_b[deep * WIDE + index % WIDE] = select(vec4<f32>(), vec4<f32>(x[at.x], x[at.y], x[at.z], x[at.w]), inside);
-        }
-#end
+            // Terms are numbered by tap, then by channel.
+            let tap = quotient(term, params.channels, params.per_channel);
+            let tap_y = quotient(tap, params.taps_w, params.per_tap);
+            let first = lines + tap_y * params.w_y + (tap - tap_y * params.taps_w) * params.w_x
+                + (term - tap * params.channels) * params.w_channel;
+#for i in 0..${READS}
+            {
+                let m = k + index / WIDE + (64u / WIDE) * ${i}u;
+                let t = quotient(m, params.channels, params.per_channel);
+                let ty = quotient(t, params.taps_w, params.per_tap);
+                let dy = ty * params.step_y;
+                let dx = (t - ty * params.taps_w) * params.step_x;
+                let channel = (m - t * params.channels) * area();
+#if DIV
+                let y = divided(y0 + dy, params.div_y);
+                let x1 = divided(x0 + dx, params.div_x);
+                let at = base + channel + y * params.source_w + x1;
+#else
+                let y = y0 + dy;
+                let x1 = x0 + dx;
+                let at = origin + (channel + dy * params.source_w + dx);
+#endif
+                inside${i} = (y < vec4<u32>(params.source_h)) & (x1 < vec4<u32>(params.source_w)) & vec4<bool>(m < end);
+                b${i} = vec4<f32>(x[at.x], x[at.y], x[at.z], x[at.w]);
+            }
 #end
 #endif
-#for i in 0..2
-#for p in 0..${PIECES}
-        {
-            let m4 = over + 4u * (${i}u + 2u * ${p}u);
-            let r = min(vec4<u32>(0u, 1u, 2u, 3u) + (row + m4 * 4u), vec4<u32>(params.rows - 1u));
-            let at = a_at + r * a_row;
-            tile_a[l * WIDE + m4] = select(vec4<f32>(), vec4<f32>(w[at.x], w[at.y], w[at.z], w[at.w]), there);
+#for i in 0..${READS}
+            a${i} = vec4<f32>(
+#for r in 0..4
+                w[first + (16u * ${i}u + ${r}u) * step],
+#end
+            );
+#end
         }
-#end
-#end
-        workgroupBarrier();
-        for (var t = 0u; t < 16u; t += ${INNER}u) {
-#for i in 0..${INNER}
+        if k > begin {
+            for (var t = 0u; t < 4u; t += ${FOURS}u) {
+#for u in 0..${FOURS}
+#for i in 0..4
+                {
 #for p in 0..${PIECES}
-            let a${i}_${p} = tile_a[(t + ${i}u) * WIDE + down + 8u * ${p}u];
-            let b${i}_${p} = tile_b[(t + ${i}u) * WIDE + across + 8u * ${p}u];
+                    let m${p} = tile_a[t + ${u}u][${i}][down + 8u * ${p}u];
+                    let n${p} = tile_b[t + ${u}u][${i}][across + 8u * ${p}u];
 #end
 #for p in 0..${PIECES}
 #for r in 0..4
 #for q in 0..${PIECES}
-            acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(a${i}_${p}[${r}]), b${i}_${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
+                    acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u] = fma(vec4<f32>(m${p}[${r}]), n${q}, acc[(${p}u * 4u + ${r}u) * ${PIECES}u + ${q}u]);
 #end
 #end
 #end
+                }
+#end
+#end
+            }
+        }
+        workgroupBarrier();
+        if k < end {
+#for i in 0..${READS}
+            tile_a[l / 4u][l % 4u][over + 4u * ${i}u] = select(vec4<f32>(), a${i}, k + l < end);
+#if WEIGHT
+            tile_b[l / 4u][l % 4u][over + 4u * ${i}u] = select(vec4<f32>(), b${i}, inside${i});
+#else
+            {
+                let deep = index / WIDE + (64u / WIDE) * ${i}u;
+                tile_b[deep / 4u][deep % 4u][index % WIDE] = select(vec4<f32>(), b${i}, inside${i});
+            }
+#endif
 #end
         }
         workgroupBarrier();

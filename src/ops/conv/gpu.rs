@@ -61,6 +61,9 @@ pub(crate) const VARIANTS: &[(Kernel, Fits)] = &{
     ]
 };
 
+/// Terms up to which they are divided in single precision: with a tile's more they are below 2^21.
+const QUICK: usize = 1 << 20;
+
 /// Remainders of places by the stride that get a dispatch each.
 const MAX_PHASES: usize = 16;
 
@@ -281,11 +284,16 @@ impl Problem {
             * self.batches
     }
 
+    /// Terms of each sum, in all parts together.
+    fn terms(&self) -> usize {
+        let p = &self.params;
+        if self.weight { (p.images * p.places_h * p.places_w) as usize } else { p.depth as usize }
+    }
+
     /// How often an invocation's loops turn.
     fn turns(&self, kernel: Kernel) -> usize {
         let p = &self.params;
-        let all = (p.images * p.places_h * p.places_w) as usize;
-        let depth = if self.weight { all.min(p.depth as usize) } else { p.depth as usize };
+        let depth = self.terms().min(p.depth as usize);
         match kernel {
             Kernel::Lanes { .. } if self.weight => depth.div_ceil(4),
             Kernel::Lanes { .. } => {
@@ -355,13 +363,19 @@ impl Problem {
                 ("lanes", defines, rows, 4 * width)
             }
             Kernel::Tiles { pieces } => {
-                let inner = if pieces == 1 { 16 } else { 2 };
-                let defines = defines.flag("TILES", true).value("PIECES", pieces).value("INNER", inner);
+                let fours = if pieces == 1 { 4 } else { 1 };
+                let defines = defines.flag("TILES", true).value("PIECES", pieces).value("READS", 2 * pieces);
+                let defines = defines.value("FOURS", fours).flag("QUICK", self.terms() <= QUICK);
                 ("tiles", defines, 32 * pieces, 32 * pieces)
             }
             Kernel::Dot(width) => ("dot_products", defines.flag("DOT", true).value("WIDTH", width), 1, 1),
         };
+        let part = |n: u32| 1.0 / n as f32;
         let params = shader::Params {
+            per_channel: part(p.channels),
+            per_tap: part(p.taps_w),
+            per_place: part(p.places_w),
+            per_line: part(p.places_h),
             tiles_m: p.rows.div_ceil(tile_m as u32),
             tiles_n: p.columns.div_ceil(tile_n as u32),
             tiles: self.tiles(tile_m, tile_n) as u32,
