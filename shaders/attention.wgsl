@@ -23,10 +23,10 @@
 //! variant wide, forward, any strides: WIDE=1 SUBGROUP=1 ROWS=8 FOURS_A=1 EACH_A=4 TURNED_A=xyzw FOURS_B=8 EACH_B=1 TURNED_B=yzwx FORWARD=1 B_SUMS=1 LSE=0 CAUSAL=0 MASK=1 BOOLS=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
 //! variant wide, queries: WIDE=1 SUBGROUP=1 PAIRS=1 ROWS=16 FOURS_A=4 EACH_A=2 TURNED_A=zwxy FOURS_B=2 EACH_B=4 TURNED_B=xyzw QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
 //! variant wide, keys: WIDE=1 SUBGROUP=1 PAIRS=1 ROWS=8 FOURS_A=2 EACH_A=4 TURNED_A=xyzw FOURS_B=4 EACH_B=2 TURNED_B=zwxy KEYS=1 BACKWARD=1 A_SUMS=1 B_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
-//! variant tiles, forward: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 FORWARD=1 LSE=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=0 A_AT=3 B_AT=4
-//! variant tiles, forward, masked: TILES=1 E4=3 V4=64 CHUNKS_A=1 CHUNKS_B=8 FORWARD=1 LSE=0 CAUSAL=0 MASK=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
+//! variant tiles, forward: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 FORWARD=1 B_SUMS=1 LSE=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=0 A_AT=3 B_AT=4
+//! variant tiles, forward, masked: TILES=1 E4=3 V4=64 CHUNKS_A=1 CHUNKS_B=8 FORWARD=1 B_SUMS=1 LSE=0 CAUSAL=0 MASK=1 VEC=0 VEC4=0 X_AT=2 Y_AT=0 A_AT=3 B_AT=4 MASK_AT=5
 //! variant tiles, queries: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 QUERIES=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 VEC=1 VEC4=1 X_AT=2 Y_AT=5 A_AT=3 B_AT=4
-//! variant tiles, keys: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 KEYS=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
+//! variant tiles, keys: TILES=1 E4=16 V4=16 CHUNKS_A=2 CHUNKS_B=2 KEYS=1 B_SUMS=1 BACKWARD=1 A_SUMS=1 CAUSAL=1 MASK=1 BOOLS=1 VEC=1 VEC4=1 X_AT=3 Y_AT=4 A_AT=2 B_AT=5 MASK_AT=8
 
 #import loops
 #import math
@@ -145,13 +145,13 @@ fn place(number: u32) -> Place {
 // The lowest finite number: a maximum of nothing, from which differences are no NaN.
 const LOWEST = -3.4028234663852886e38f;
 
-// Four elements of a row from column `col` on; zeros past the last.
+// Four elements of a row from column `col` on; zeros past the last. (TILES: anything.)
 #for FLAG x columns in 1 x e, BACKWARD y v, 1 a e, 1 b v
 #if ${FLAG}
 fn load_${x}(base: u32, row: u32, col: u32) -> vec4<f32> {
 #if VEC
 #if TILES
-    return select(vec4<f32>(), ${x}_in[(base + row * params.${x}_row + min(col, params.${columns} - 4u)) / 4u], col < params.${columns});
+    return ${x}_in[(base + row * params.${x}_row + min(col, params.${columns} - 4u)) / 4u];
 #else
 #if PAIRS
     return bitcast<vec4<f32>>(from_pairs(${x}_in[(base + row * params.${x}_row + col) / 4u]));
@@ -162,7 +162,12 @@ fn load_${x}(base: u32, row: u32, col: u32) -> vec4<f32> {
 #else
     let c = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
     let i = base + row * params.${x}_row + min(c, vec4<u32>(params.${columns} - 1u)) * params.${x}_col;
-    return select(vec4<f32>(), vec4<f32>(${x}_in[i.x], ${x}_in[i.y], ${x}_in[i.z], ${x}_in[i.w]), c < vec4<u32>(params.${columns}));
+    let v = vec4<f32>(${x}_in[i.x], ${x}_in[i.y], ${x}_in[i.z], ${x}_in[i.w]);
+#if TILES
+    return v;
+#else
+    return select(vec4<f32>(), v, c < vec4<u32>(params.${columns}));
+#endif
 #endif
 }
 #endif

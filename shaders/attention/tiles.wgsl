@@ -1,50 +1,79 @@
 // 64 invocations share tiles of 32 rows of mine and 32 of theirs; each has 4 x 4 scores, and of the sums 4 rows by
-// one vec4 in 32 columns.
+// one vec4 in 32 columns. What the next tile of operands needs is read ahead into registers, where possible, and stays
+// there as it was read: to turn it or to cut it off would be to wait for it.
 
-// Tiles of operands: 16 columns of mine and of theirs, vec4s along the rows; or 32 rows of 32 columns, vec4s along those.
-var<workgroup> stage: array<vec4<f32>, 256>;
-// Weights of all 32 rows of theirs, vec4s along mine.
-var<workgroup> weights: array<vec4<f32>, 256>;
-#if KEYS
-var<workgroup> slopes: array<vec4<f32>, 256>;
+// Tiles of operands: fours of columns of mine and of theirs, the column among these, and vec4s along the rows; or fours
+// of 32 rows, the row among these, and vec4s along 32 columns. What is known of an index costs no arithmetic.
+var<workgroup> stage: array<array<array<vec4<f32>, 8>, 4>, 8>;
+// With what all 32 rows of theirs count in the sums, by fours, and vec4s along mine.
+#for FLAG x in A_SUMS a, B_SUMS b
+#if ${FLAG}
+var<workgroup> weights_${x}: array<array<array<vec4<f32>, 8>, 4>, 8>;
 #endif
+#end
 #if FORWARD
 var<workgroup> partial: array<f32, 256>;
 #endif
 
 alias Block = array<vec4<f32>, 4>;
 
+// Where vec4 number `i` of some four lies, so that the fours' are in different banks.
+fn slot(i: u32, fours: u32) -> u32 {
+    return i ^ fours;
+}
+
+// Four columns of four rows; past the last row comes that one.
+#for FLAG x in 1 x, BACKWARD y, 1 a, 1 b
+#if ${FLAG}
+fn rows_of_${x}(base: u32, row: u32, last: u32, col: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(
+#for r in 0..4
+        load_${x}(base, min(row + ${r}u, last), col),
+#end
+    );
+}
+#endif
+#end
+
 #for FLAG products mine theirs columns in 1 scores x a e, BACKWARD slopes_of y b v
 #if ${FLAG}
 // The products of 32 rows of ${mine} from `start` with 32 of ${theirs} from `t`.
 fn ${products}(at: Place, start: u32, t: u32, index: u32) -> Block {
     var s: Block;
-    let row = index / 2u;
-    let own = min(start + row, params.mine - 1u);
-    let other = min(t + row, params.theirs - 1u);
-    for (var d = 0u; d < params.${columns}; d += 16u) {
-        workgroupBarrier();
-#for h in 0..2
-        {
-            let l = index % 2u * 8u + ${h}u * 4u;
-            let u = load_${mine}(at.${mine}, own, d + l);
-            let w = load_${theirs}(at.${theirs}, other, d + l);
-#for c in 0..4
-            stage[(l + ${c}u) * 8u + row / 4u][row % 4u] = u[${c}];
-            stage[128u + (l + ${c}u) * 8u + row / 4u][row % 4u] = w[${c}];
-#end
+    let row = index / 4u % 8u * 4u;
+    let fours = index % 4u;
+    var next: mat4x4<f32>;
+    for (var d = 0u; d < params.${columns} + 16u; d += 16u) {
+        // The first turn only reads, the last only multiplies.
+        let ahead = d < params.${columns};
+        if ahead {
+            if index < 32u {
+                next = rows_of_${mine}(at.${mine}, start + row, params.mine - 1u, d + fours * 4u);
+            } else {
+                next = rows_of_${theirs}(at.${theirs}, t + row, params.theirs - 1u, d + fours * 4u);
+            }
         }
-#end
-        workgroupBarrier();
-#for k in 0..16
-        {
-            let u = stage[${k}u * 8u + index / 8u];
-            let w = stage[128u + ${k}u * 8u + index % 8u];
+        if d > 0u {
+#for g in 0..4
+#for k in 0..4
+            {
+                let u = stage[${g}][${k}][slot(index / 8u, ${g}u)];
+                let w = stage[${g} + 4][${k}][slot(index % 8u, ${g}u)];
 #for r in 0..4
-            s[${r}] = fma(vec4<f32>(u[${r}]), w, s[${r}]);
+                s[${r}] = fma(vec4<f32>(u[${r}]), w, s[${r}]);
+#end
+            }
+#end
 #end
         }
+        workgroupBarrier();
+        if ahead {
+            let turned = transpose(next);
+#for c in 0..4
+            stage[fours + index / 32u * 4u][${c}][slot(row / 4u, fours)] = select(vec4<f32>(), turned[${c}], d + fours * 4u + ${c}u < params.${columns});
 #end
+        }
+        workgroupBarrier();
     }
     return s;
 }
@@ -82,8 +111,7 @@ fn tiles(
 #if A_SUMS
     var sum_a: array<vec4<f32>, 4 * ${CHUNKS_A}>;
 #endif
-#if QUERIES
-#else
+#if B_SUMS
     var sum_b: array<vec4<f32>, 4 * ${CHUNKS_B}>;
 #endif
     let theirs = params.theirs + (tile >> 31u); // as bound() does, but seen to be uniform
@@ -105,6 +133,12 @@ fn tiles(
         let other = min(j, vec4<u32>(theirs - 1u));
 #if BACKWARD
         let slope = slopes_of(at, start, t, index);
+#endif
+        // What the sums begin with.
+#if A_SUMS
+        var next = rows_of_a(at.a, t + down * 4u, theirs - 1u, across * 4u);
+#else
+        var next = rows_of_b(at.b, t + down * 4u, theirs - 1u, across * 4u);
 #endif
 #if KEYS
         let seen = at.row + other;
@@ -167,57 +201,45 @@ fn tiles(
 #endif
 #for c in 0..4
 #if KEYS
-        weights[(across * 4u + ${c}u) * 8u + down] = vec4<f32>(p[0][${c}], p[1][${c}], p[2][${c}], p[3][${c}]);
-        slopes[(across * 4u + ${c}u) * 8u + down] = vec4<f32>(s[0][${c}], s[1][${c}], s[2][${c}], s[3][${c}]);
-#else
-        weights[(across * 4u + ${c}u) * 8u + down] = vec4<f32>(s[0][${c}], s[1][${c}], s[2][${c}], s[3][${c}]);
+        weights_b[across][${c}][slot(down, across)] = vec4<f32>(p[0][${c}], p[1][${c}], p[2][${c}], p[3][${c}]);
 #endif
-#end
 #if A_SUMS
-#for q in 0..${CHUNKS_A}
+        weights_a[across][${c}][slot(down, across)] = vec4<f32>(s[0][${c}], s[1][${c}], s[2][${c}], s[3][${c}]);
+#else
+        weights_b[across][${c}][slot(down, across)] = vec4<f32>(s[0][${c}], s[1][${c}], s[2][${c}], s[3][${c}]);
+#endif
+#end
+#for FLAG x chunks THEN in A_SUMS a ${CHUNKS_A} B_SUMS, B_SUMS b ${CHUNKS_B} 0
+#if ${FLAG}
+#for q in 0..${chunks}
         workgroupBarrier();
 #for i in 0..4
-        stage[${i}u * 64u + index] = load_a(at.a, min(t + ${i}u * 8u + down, theirs - 1u), (${q}u * 8u + across) * 4u);
+        stage[down][${i}][across] = next[${i}];
 #end
         workgroupBarrier();
-        for (var i = 0u; i < 32u; i += 8u) {
-#for l in 0..8
-            {
-#if KEYS
-                let w = slopes[(i + ${l}u) * 8u + down];
-#else
-                let w = weights[(i + ${l}u) * 8u + down];
+        if ${q}u + 1u < ${chunks}u {
+            next = rows_of_${x}(at.${x}, t + down * 4u, theirs - 1u, ((${q}u + 1u) * 8u + across) * 4u);
+        } else {
+#if ${THEN}
+            next = rows_of_b(at.b, t + down * 4u, theirs - 1u, across * 4u);
 #endif
-                let u = stage[(i + ${l}u) * 8u + across];
+        }
+        for (var g = 0u; g < 8u; g += 2u) {
+#for h in 0..2
+#for l in 0..4
+            {
+                let w = weights_${x}[g + ${h}u][${l}][slot(down, g + ${h}u)];
+                let u = stage[g + ${h}u][${l}][across];
 #for r in 0..4
-                sum_a[${q}u * 4u + ${r}u] = fma(vec4<f32>(w[${r}]), u, sum_a[${q}u * 4u + ${r}u]);
+                sum_${x}[${q}u * 4u + ${r}u] = fma(vec4<f32>(w[${r}]), u, sum_${x}[${q}u * 4u + ${r}u]);
 #end
             }
+#end
 #end
         }
 #end
 #endif
-#if QUERIES
-#else
-#for q in 0..${CHUNKS_B}
-        workgroupBarrier();
-#for i in 0..4
-        stage[${i}u * 64u + index] = load_b(at.b, min(t + ${i}u * 8u + down, theirs - 1u), (${q}u * 8u + across) * 4u);
 #end
-        workgroupBarrier();
-        for (var i = 0u; i < 32u; i += 8u) {
-#for l in 0..8
-            {
-                let w = weights[(i + ${l}u) * 8u + down];
-                let u = stage[(i + ${l}u) * 8u + across];
-#for r in 0..4
-                sum_b[${q}u * 4u + ${r}u] = fma(vec4<f32>(w[${r}]), u, sum_b[${q}u * 4u + ${r}u]);
-#end
-            }
-#end
-        }
-#end
-#endif
         workgroupBarrier();
     }
 #if FORWARD

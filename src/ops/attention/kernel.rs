@@ -231,7 +231,8 @@ impl Problem {
 pub(super) fn fits(rows: usize, e: usize, v: usize) -> bool {
     (1..=MAX_COLUMNS).contains(&e)
         && (1..=MAX_COLUMNS).contains(&v)
-        && rows.div_ceil(32) * (2 * e.div_ceil(16) + 2 * v.div_ceil(16) + 4) <= MAX_TURNS
+        && rows.div_ceil(32) * (e.div_ceil(16) + v.div_ceil(16) + 4 * (e.div_ceil(32) + v.div_ceil(32)) + 3)
+            <= MAX_TURNS
 }
 
 #[cfg(feature = "gpu")]

@@ -25,8 +25,9 @@ pub(crate) enum Kernel {
     /// Registers only: `width` invocations share `rows` rows of `4 * width` columns. `subgroup`: they are a subgroup,
     /// and memory is read in words of 64 bits.
     Lanes { rows: usize, width: usize, subgroup: bool },
-    /// Workgroup memory: 64 invocations compute tiles of `32 * pieces` squared.
-    Tiles { pieces: usize },
+    /// Workgroup memory: 64 invocations compute tiles of `32 * pieces` squared. `quick`: terms are divided in floating
+    /// point.
+    Tiles { pieces: usize, quick: bool },
     /// A workgroup of this size for each element of a weight's gradient.
     Dot(usize),
 }
@@ -53,16 +54,14 @@ pub(crate) const VARIANTS: &[(Kernel, Fits)] = &{
         (Lanes { rows: 4, width: 64, subgroup: false }, |p, a| {
             !a.is_software() && !p.weight && p.params.rows <= 4
         }),
-        (Tiles { pieces: 2 }, |p, a| !a.is_software() && p.tiles(64, 64) >= 128),
-        (Tiles { pieces: 1 }, |_, a| !a.is_software()),
-        // What is left are sums past the turns of a software driver's loops.
-        (Tiles { pieces: 1 }, |_, _| true),
+        (Tiles { pieces: 2, quick: true }, |p, a| !a.is_software() && p.tiles(64, 64) >= 128 && p.is_quick()),
+        (Tiles { pieces: 2, quick: false }, |p, a| !a.is_software() && p.tiles(64, 64) >= 128),
+        (Tiles { pieces: 1, quick: true }, |p, a| !a.is_software() && p.is_quick()),
+        // Of a software driver, what is left are sums past the turns of its loops.
+        (Tiles { pieces: 1, quick: false }, |_, _| true),
         (Dot(256), |_, _| true),
     ]
 };
-
-/// Terms up to which they are divided in single precision: with a tile's more they are below 2^21.
-const QUICK: usize = 1 << 20;
 
 /// Remainders of places by the stride that get a dispatch each.
 const MAX_PHASES: usize = 16;
@@ -290,6 +289,11 @@ impl Problem {
         if self.weight { (p.images * p.places_h * p.places_w) as usize } else { p.depth as usize }
     }
 
+    /// Whether terms, and the few more that a tile counts, are below 2^21: then single precision divides them exactly.
+    fn is_quick(&self) -> bool {
+        self.terms() <= 1 << 20
+    }
+
     /// How often an invocation's loops turn.
     fn turns(&self, kernel: Kernel) -> usize {
         let p = &self.params;
@@ -362,10 +366,10 @@ impl Problem {
                     .flag("B_VEC", b_vec);
                 ("lanes", defines, rows, 4 * width)
             }
-            Kernel::Tiles { pieces } => {
+            Kernel::Tiles { pieces, quick } => {
                 let fours = if pieces == 1 { 4 } else { 1 };
                 let defines = defines.flag("TILES", true).value("PIECES", pieces).value("READS", 2 * pieces);
-                let defines = defines.value("FOURS", fours).flag("QUICK", self.terms() <= QUICK);
+                let defines = defines.value("FOURS", fours).flag("QUICK", quick);
                 ("tiles", defines, 32 * pieces, 32 * pieces)
             }
             Kernel::Dot(width) => ("dot_products", defines.flag("DOT", true).value("WIDTH", width), 1, 1),
