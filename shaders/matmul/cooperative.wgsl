@@ -1,6 +1,6 @@
 // Subgroups multiply SIZE-squared matrices of halves as one, and add up in single precision. DOWN x ACROSS subgroups
 // share tiles of a and b, DEPTH deep; each has MATRICES_M x MATRICES_N matrices of the output. What the next tiles
-// need is read ahead, as above.
+// need is read ahead, and cut off at k only when it is stored, since that waits for it.
 
 const SUBGROUPS: u32 = ${DOWN}u * ${ACROSS}u;
 const INVOCATIONS: u32 = SUBGROUPS * ${LANES_EACH}u;
@@ -25,37 +25,53 @@ var<workgroup> tile_b: array<vec4<f16>, B_FOURS>;
 // A matrix of each subgroup on its way out.
 var<workgroup> results: array<f32, SUBGROUPS * ${SIZE} * ${SIZE}>;
 
-// Where four elements along k may be read: past the end come none that count.
-fn within(l: u32) -> u32 {
-#if K_TAIL
-    return l;
+#for X x BY side size STEP along across in A a A_BY_ROW row m A_STEP a_k a_m, B b B_BY_COL col n B_STEP b_k b_n
+// How far along k four number `i` of a tile begins.
+fn depth_of_${x}(i: u32) -> u32 {
+#if ${BY}
+    return i / ${STEP};
 #else
-    return min(l, params.k - min(params.k, 4u));
+    return i % ${STEP} * 4u;
 #endif
 }
 
-// Four number `i` of the tile of a that begins at `row` and `k`. Zeros past k.
-fn tile_of_a(base: u32, row: u32, k: u32, i: u32) -> vec4<f16> {
-#if A_BY_ROW
-    let l = k + i / A_STEP;
-    let v = load_a(base, row + i % A_STEP * 4u, min(l, params.k - 1u));
-#else
-    let l = k + i % A_STEP * 4u;
-    let v = load_a(base, row + i / A_STEP, within(l));
+// Where it is for k = 0, in the tile from ${side} on. Past the edges come others.
+fn four_of_${x}(base: u32, ${side}: u32, i: u32) -> u32 {
+#if ${BY}
+    var line = ${side} + i % ${STEP} * 4u;
+#if ${X}_VEC
+    line = min(line, params.${size} - 4u);
 #endif
-    return select(vec4<f16>(), v, l < params.k);
+#else
+    let line = min(${side} + i / ${STEP}, params.${size} - 1u);
+#endif
+    return base + line * params.${across} + depth_of_${x}(i) * params.${along};
 }
 
-fn tile_of_b(base: u32, k: u32, col: u32, i: u32) -> vec4<f16> {
-#if B_BY_COL
-    let l = k + i / B_STEP;
-    let v = load_b(base, min(l, params.k - 1u), col + i % B_STEP * 4u);
+// The same, so many k further. Past k comes whatever lies there.
+fn read_${x}(at: u32, k: u32) -> vec4<f16> {
+    let i = at + k * params.${along};
+#if ${X}_VEC
+    return ${x}_four(i);
 #else
-    let l = k + i % B_STEP * 4u;
-    let v = load_b(base, within(l), col + i / B_STEP);
+#if ${BY}
+    let step = params.${across};
+#else
+    let step = params.${along};
 #endif
-    return select(vec4<f16>(), v, l < params.k);
+    return vec4<f16>(${x}_one(i), ${x}_one(i + step), ${x}_one(i + 2u * step), ${x}_one(i + 3u * step));
+#endif
 }
+
+// With zeros past k.
+fn cut_${x}(v: vec4<f16>, k: u32) -> vec4<f16> {
+#if ${BY}
+    return select(vec4<f16>(), v, k < params.k);
+#else
+    return select(vec4<f16>(), v, (k + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(params.k));
+#endif
+}
+#end
 
 @compute @workgroup_size(${DOWN} * ${ACROSS} * ${LANES_EACH})
 fn cooperative(
@@ -80,29 +96,33 @@ fn cooperative(
     var sum${p}_${q} = coop_mat${SIZE}x${SIZE}<f32, C>();
 #end
 #end
-#for i in 0..${A_EACH}
-    var next_a${i} = tile_of_a(at.a, row, 0u, min(index + ${i}u * INVOCATIONS, A_FOURS - 1u));
+    // Where there is none of this number, the last is read and written again, the same by all.
+#for x side FOURS each in a row A_FOURS ${A_EACH}, b col B_FOURS ${B_EACH}
+#for i in 0..${each}
+    let four_${x}${i} = min(index + ${i}u * INVOCATIONS, ${FOURS} - 1u);
+    let at_${x}${i} = four_of_${x}(at.${x}, ${side}, four_${x}${i});
+    var next_${x}${i} = read_${x}(at_${x}${i}, 0u);
 #end
-#for i in 0..${B_EACH}
-    var next_b${i} = tile_of_b(at.b, 0u, col, min(index + ${i}u * INVOCATIONS, B_FOURS - 1u));
 #end
     // As bound() does, but seen to be uniform.
     let depth = select(params.k, 0u, surplus) + (tile >> 31u);
     for (var k = 0u; k < depth; k += ${DEPTH}u) {
-        // Where there is none of this number, the last is written again, the same by all.
-#for i in 0..${A_EACH}
-        tile_a[min(index + ${i}u * INVOCATIONS, A_FOURS - 1u)] = next_a${i};
+#for x each in a ${A_EACH}, b ${B_EACH}
+#for i in 0..${each}
+        if k + ${DEPTH}u > params.k {
+            next_${x}${i} = cut_${x}(next_${x}${i}, k + depth_of_${x}(four_${x}${i}));
+        }
+        tile_${x}[four_${x}${i}] = next_${x}${i};
 #end
-#for i in 0..${B_EACH}
-        tile_b[min(index + ${i}u * INVOCATIONS, B_FOURS - 1u)] = next_b${i};
 #end
         workgroupBarrier();
-#for i in 0..${A_EACH}
-        next_a${i} = tile_of_a(at.a, row, k + ${DEPTH}u, min(index + ${i}u * INVOCATIONS, A_FOURS - 1u));
+        if k + ${DEPTH}u < depth {
+#for x each in a ${A_EACH}, b ${B_EACH}
+#for i in 0..${each}
+            next_${x}${i} = read_${x}(at_${x}${i}, k + ${DEPTH}u);
 #end
-#for i in 0..${B_EACH}
-        next_b${i} = tile_of_b(at.b, k + ${DEPTH}u, col, min(index + ${i}u * INVOCATIONS, B_FOURS - 1u));
 #end
+        }
         for (var l = 0u; l < ${DEPTH}u; l += ${SIZE}u) {
 #for p in 0..${MATRICES_M}
 #if A_BY_ROW
