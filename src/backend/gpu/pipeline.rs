@@ -369,7 +369,7 @@ pub fn build(
     layout: Arc<Layout>,
 ) -> Result<Pipeline, Fault> {
     if report::level() >= 4 {
-        eprintln!("{}", call.wgsl);
+        eprintln!("// kernel {label}, {}\n{}", call.entry, call.wgsl);
     }
     #[cfg(test)]
     super::abroad::check(&call.wgsl).map_err(|message| Fault {

@@ -24,8 +24,11 @@ enum Vector {
 
 /// Invocations of a workgroup that shares outputs.
 const LANES: usize = 256;
-/// Values that one turn of a loop takes.
+/// Values that one turn of a loop takes on a software adapter.
 const WAYS: usize = 4;
+/// The same on a GPU, where those of one turn are on their way together and the next turn waits for them: of short programs, and
+/// of others, which have more operands.
+const WAYS_OF_GPUS: [usize; 2] = [8, 4];
 /// Invocations of a workgroup on a software adapter that read columns: as many as its vectors have lanes. It does
 /// one such vector after another, each for the whole loop, so that wider workgroups only leave processors idle.
 const VECTOR: usize = 8;
@@ -102,7 +105,7 @@ pub fn reduce(
         p.line(&format!("let o = group * {width}u + lid;"));
         p.open(&format!("if {} {{", inside("o")));
         p.line(&format!("var acc = {identity};"));
-        serial(&mut p, r, dim, &identity);
+        serial(&mut p, r, dim, &identity, (class != AdapterClass::Software).then(|| ways(r)));
         store(&mut p, r, vector, "acc", left);
         p.close();
     } else {
@@ -114,7 +117,7 @@ pub fn reduce(
         p.line(&format!("var acc = {identity};"));
         p.open(&format!("if {} {{", inside("o")));
         let total = p.numbers.add(turns as u32);
-        shared_loop(&mut p, r, dim, lanes, &total, turns);
+        shared_loop(&mut p, r, dim, lanes, &total, turns.div_ceil(lanes).min(ways(r)));
         p.close();
         p.line("partial[lid] = acc;");
         p.line("workgroupBarrier();");
@@ -169,9 +172,13 @@ fn lanes(class: AdapterClass, vector: Vector, units: usize, turns: usize) -> usi
     }
 }
 
+fn ways(r: &Reduce) -> usize {
+    WAYS_OF_GPUS[usize::from(r.pre.insts.len() > 4)]
+}
+
 /// One invocation reduces everything, with several accumulators: rounding errors grow with the length of a
-/// chain of additions, and a chain's links wait for each other.
-fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str) {
+/// chain of additions, and a chain's links wait for each other. On GPUs, so many at a time.
+fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, on_gpu: Option<usize>) {
     let rank = r.pre.shape.len();
     let wide = dim.is_some();
     let count = |d: usize| if dim == Some(d) { r.pre.shape[d] / 4 } else { r.pre.shape[d] };
@@ -197,7 +204,7 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str) {
         loops.insert(d, turn);
     }
     let last = rank - 1;
-    let ways = if wide { 2 } else { WAYS };
+    let ways = on_gpu.unwrap_or(WAYS) / if wide { 2 } else { 1 };
     let whole = count(last) / ways * ways;
     if whole > ways {
         let accs: Vec<String> = (0..ways).map(|_| p.name("part")).collect();
@@ -218,7 +225,15 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str) {
         }
     }
     let start = if whole > ways { whole } else { 0 };
-    if start < count(last) {
+    if on_gpu.is_some() {
+        for turn in start..count(last) {
+            let turn = p.numbers.add(turn as u32);
+            p.open("{");
+            loops.insert(last, turn);
+            value(p, r, dim, Lane::Kept(loops.clone()), "acc");
+            p.close();
+        }
+    } else if start < count(last) {
         // At most `ways` turns.
         let turn = p.name("r");
         let (from, to) = (p.numbers.add(start as u32), p.numbers.add(count(last) as u32));
@@ -240,15 +255,22 @@ fn open_loop(p: &mut Printer, count: usize, step: usize) -> String {
     turn
 }
 
-/// The lanes of a workgroup take turns over the values of one output.
-fn shared_loop(p: &mut Printer, r: &Reduce, dim: Option<usize>, lanes: usize, total: &str, turns: usize) {
+/// The lanes of a workgroup take turns over the values of one output, `ways` of them at a time. What is past the last is that
+/// one, and does not count: to leave it out by branches would be to wait for one value after another.
+fn shared_loop(p: &mut Printer, r: &Reduce, dim: Option<usize>, lanes: usize, total: &str, ways: usize) {
     let turn = p.name("r");
-    let ways = if turns > lanes * WAYS * 16 { WAYS } else { 1 };
     p.open(&format!("for (var {turn} = lane; {turn} < {total}; {turn} += {}u) {{", lanes * ways));
     for way in 0..ways {
-        let here = if way == 0 { turn.clone() } else { format!("({turn} + {}u)", way * lanes) };
-        p.open(&if way == 0 { "{".to_string() } else { format!("if {here} < {total} {{") });
-        value(p, r, dim, Lane::Flat(here), "acc");
+        p.open("{");
+        if way == 0 {
+            value(p, r, dim, Lane::Flat(turn.clone()), "acc");
+        } else {
+            let (here, before) = (p.name("r"), p.name("acc"));
+            p.line(&format!("let {here} = {turn} + {}u;", way * lanes));
+            p.line(&format!("let {before} = acc;"));
+            value(p, r, dim, Lane::Flat(format!("min({here}, {total} - 1u)")), "acc");
+            p.line(&format!("acc = select({before}, acc, {here} < {total});"));
+        }
         p.close();
     }
     p.close();
