@@ -132,7 +132,9 @@ fn tiles(
         let j = t + across * 4u + vec4<u32>(0u, 1u, 2u, 3u);
         let other = min(j, vec4<u32>(theirs - 1u));
 #if BACKWARD
+#if A_SUMS
         let slope = slopes_of(at, start, t, index);
+#endif
 #endif
         // What the sums begin with.
 #if A_SUMS
@@ -175,7 +177,9 @@ fn tiles(
 #endif
 #if KEYS
             p[${r}] = select(vec4<f32>(), exp_or_zero4(dot - lse), counts);
+#if A_SUMS
             s[${r}] = select(vec4<f32>(), p[${r}] * (slope[${r}] - delta), counts);
+#endif
 #endif
         }
 #end
@@ -200,13 +204,15 @@ fn tiles(
 #end
 #endif
 #for c in 0..4
-#if KEYS
-        weights_b[across][${c}][slot(down, across)] = vec4<f32>(p[0][${c}], p[1][${c}], p[2][${c}], p[3][${c}]);
-#endif
 #if A_SUMS
         weights_a[across][${c}][slot(down, across)] = vec4<f32>(s[0][${c}], s[1][${c}], s[2][${c}], s[3][${c}]);
+#endif
+#if B_SUMS
+#if KEYS
+        weights_b[across][${c}][slot(down, across)] = vec4<f32>(p[0][${c}], p[1][${c}], p[2][${c}], p[3][${c}]);
 #else
         weights_b[across][${c}][slot(down, across)] = vec4<f32>(s[0][${c}], s[1][${c}], s[2][${c}], s[3][${c}]);
+#endif
 #endif
 #end
 #for FLAG x chunks THEN in A_SUMS a ${CHUNKS_A} B_SUMS, B_SUMS b ${CHUNKS_B} 0
@@ -264,9 +270,11 @@ fn tiles(
 #end
 #endif
 #if KEYS
+#if B_SUMS
 #for q in 0..${CHUNKS_B}
         keep(at.b_out + (first + ${r}u) * params.b_out_row, (${q}u * 8u + across) * 4u, params.v, sum_b[${q}u * 4u + ${r}u]);
 #end
+#endif
 #endif
 #if FORWARD
 #for q in 0..${CHUNKS_B}

@@ -302,8 +302,8 @@ pub(super) struct Rows {
     pub n: usize,
     pub parameters: bool,
     software: bool,
-    /// Whether workgroups of 8 are subgroups.
-    eights: bool,
+    /// The size of subgroups, where all have one.
+    subgroup: Option<u32>,
     /// Whether fours are read as words of 64 bits.
     pairs: bool,
 }
@@ -322,8 +322,11 @@ pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
     [
         (Registers, |r| !r.parameters && r.n <= 32 && (r.software || r.rows >= 1024)),
         // Longer ones take longer to compile than they save.
-        (team(8, true, true), |r| r.eights && r.n <= LONGEST),
-        (team(8, true, false), |r| r.eights && !r.parameters),
+        (team(8, true, true), |r| r.software && r.subgroup == Some(8) && r.n <= LONGEST),
+        (team(8, true, false), |r| r.software && r.subgroup == Some(8) && !r.parameters),
+        // Subgroups share rows without a word through workgroup memory.
+        (team(32, true, true), |r| r.subgroup == Some(32) && r.n <= 1024),
+        (team(64, true, true), |r| r.subgroup == Some(64) && r.n <= 1024),
         (team(64, false, true), |r| r.n <= 1024),
         (team(256, false, true), |r| !r.software && r.n <= 4096),
         (team(64, false, false), |r| r.software && !r.parameters),
@@ -338,7 +341,7 @@ impl Rows {
         let &[rows, n] = &call.inputs[0].1.shape[..] else { unreachable!("the norms take [rows, n]") };
         let software = adapter.is_software();
         let parameters = matches!(op.task, Task::Parameters { .. });
-        Rows { rows, n, parameters, software, eights: adapter.has_eights(), pairs: adapter.pairs }
+        Rows { rows, n, parameters, software, subgroup: adapter.subgroup_size, pairs: adapter.pairs }
     }
 
     /// How often an invocation's loops turn over a row: for the mean, the variance, a gradient's sums, the results.

@@ -27,6 +27,12 @@ impl Kernel {
         matches!(self, Kernel::Team { .. } | Kernel::Unrolled(_))
     }
 
+    /// The size that subgroups must have for it.
+    #[cfg(test)]
+    pub fn subgroup(self) -> Option<u32> {
+        if let Kernel::Team { width, subgroup: true, .. } = self { Some(width as u32) } else { None }
+    }
+
     pub fn in_registers(self) -> bool {
         matches!(self, Kernel::Registers | Kernel::Team { registers: true, .. })
     }
@@ -90,8 +96,8 @@ pub(super) struct Rows {
     pub n: usize,
     pub inner: usize,
     pub software: bool,
-    /// Whether workgroups of 8 are subgroups.
-    pub eights: bool,
+    /// The size of subgroups, where all have one.
+    pub subgroup: Option<u32>,
     /// Whether fours are read as words of 64 bits.
     pub pairs: bool,
 }
@@ -102,7 +108,14 @@ impl Rows {
     pub fn new(layout: &Layout, adapter: &AdapterInfo) -> Rows {
         let &[outer, n, inner] = &layout.shape[..] else { unreachable!("rows are [outer, n, inner]") };
         let software = adapter.is_software();
-        Rows { rows: outer * inner, n, inner, software, eights: adapter.has_eights(), pairs: adapter.pairs }
+        Rows {
+            rows: outer * inner,
+            n,
+            inner,
+            software,
+            subgroup: adapter.subgroup_size,
+            pairs: adapter.pairs,
+        }
     }
 
     /// The first kernel that fits, of those whose loops, so many over a row, software drivers let come to an end.

@@ -283,9 +283,12 @@ pub(super) const VARIANTS: &[(Kernel, Fits)] = &{
     [
         (Registers, |r| r.n <= 32 && (r.software || r.inner >= 32 || r.rows >= 1024)),
         // Longer ones take longer to compile than they save.
-        (team(8, true, true), |r| r.eights && r.inner == 1 && r.n <= 1024),
-        (team(8, true, false), |r| r.eights && r.inner == 1),
+        (team(8, true, true), |r| r.software && r.subgroup == Some(8) && r.inner == 1 && r.n <= 1024),
+        (team(8, true, false), |r| r.software && r.subgroup == Some(8) && r.inner == 1),
         (Invocation, |r| if r.software { r.rows >= 16 } else { r.inner >= 32 && r.rows >= 1024 }),
+        // Subgroups share rows without a word through workgroup memory.
+        (team(32, true, true), |r| r.subgroup == Some(32) && r.n <= 1024),
+        (team(64, true, true), |r| r.subgroup == Some(64) && r.n <= 1024),
         (team(64, false, true), |r| !r.software && r.n <= 1024),
         (team(256, false, true), |r| !r.software && r.n <= 4096),
         (team(64, false, false), |r| r.software),

@@ -95,7 +95,7 @@ impl StructuredOp for AttentionBackward {
     fn gpu(&self, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
         let problem = Problem::backward(self, call);
         let kernel = chosen(&problem, adapter).1;
-        [Pass::Queries, Pass::Keys].map(|pass| problem.calls(pass, kernel)).into()
+        problem.gradients(kernel)
     }
 
     fn cpu(&self, call: &Structured, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
@@ -243,6 +243,9 @@ pub(super) enum Pass {
     Queries,
     /// The gradients by k and v.
     Keys,
+    /// Those by one of them.
+    KeysAlone,
+    Values,
 }
 
 #[cfg(feature = "gpu")]
@@ -306,6 +309,17 @@ fn chosen(problem: &Problem, adapter: &AdapterInfo) -> (Kernel, Kernel) {
 
 #[cfg(feature = "gpu")]
 impl Problem {
+    /// The dispatches of all gradients.
+    pub(super) fn gradients(&self, kernel: Kernel) -> Vec<ShaderCall> {
+        // Sums of more columns than this leave no registers for anything else, and it is cheaper to find the scores twice.
+        let apart = kernel == Kernel::Tiles && self.e.div_ceil(32) + self.v.div_ceil(32) > 8;
+        let passes: &[Pass] = match apart {
+            true => &[Pass::Queries, Pass::KeysAlone, Pass::Values],
+            false => &[Pass::Queries, Pass::Keys],
+        };
+        passes.iter().map(|&pass| self.calls(pass, kernel)).collect()
+    }
+
     /// The dispatch of one pass.
     pub(super) fn calls(&self, pass: Pass, kernel: Kernel) -> ShaderCall {
         debug_assert!(self.l.max(self.s) <= MAX_TURNS * 32);
@@ -316,14 +330,15 @@ impl Problem {
         let ((x, x_at), (y, y_at), (a, a_at), (b, b_at)) = match pass {
             Pass::Forward => ((q, 2), (&unused, 0), (k, 3), (v, 4)),
             Pass::Queries => ((q, 2), (g, 5), (k, 3), (v, 4)),
-            Pass::Keys => ((k, 3), (v, 4), (q, 2), (g, 5)),
+            Pass::Keys | Pass::KeysAlone | Pass::Values => ((k, 3), (v, 4), (q, 2), (g, 5)),
         };
         let (a_out, b_out) = match pass {
             Pass::Forward => (&unused, dv),
             Pass::Queries => (dq, &unused),
-            Pass::Keys => (dk, dv),
+            Pass::Keys | Pass::KeysAlone | Pass::Values => (dk, dv),
         };
-        let (mine, theirs) = if pass == Pass::Keys { (self.s, self.l) } else { (self.l, self.s) };
+        let keys = matches!(pass, Pass::Keys | Pass::KeysAlone | Pass::Values);
+        let (mine, theirs) = if keys { (self.s, self.l) } else { (self.l, self.s) };
         let mask = self.mask.as_ref().map_or(&unused, |m| &m.at);
         let four = |n: usize| n.is_multiple_of(4);
         let vec = four(self.e) && four(self.v) && [x, y, a, b, a_out, b_out].iter().all(|o| o.by_four());
@@ -332,8 +347,8 @@ impl Problem {
             .flag("FORWARD", pass == Pass::Forward)
             .flag("BACKWARD", pass != Pass::Forward)
             .flag("QUERIES", pass == Pass::Queries)
-            .flag("KEYS", pass == Pass::Keys)
-            .flag("A_SUMS", pass != Pass::Forward)
+            .flag("KEYS", keys)
+            .flag("A_SUMS", !matches!(pass, Pass::Forward | Pass::Values))
             .flag("LSE", pass == Pass::Forward && self.lse_out.is_some())
             .flag("CAUSAL", self.causal)
             .flag("MASK", self.mask.is_some())
@@ -345,7 +360,7 @@ impl Problem {
             .value("A_AT", a_at)
             .value("B_AT", b_at)
             .value("MASK_AT", 2 + self.mask.as_ref().map_or(0, |m| m.input))
-            .flag("B_SUMS", pass != Pass::Queries)
+            .flag("B_SUMS", !matches!(pass, Pass::Queries | Pass::KeysAlone))
             .value("E4", e4)
             .value("V4", v4);
         let (entry, rows, defines) = match kernel {
@@ -391,8 +406,7 @@ impl Problem {
             }
         };
         let tiles = mine.div_ceil(rows);
-        let (mask_mine, mask_theirs) =
-            if pass == Pass::Keys { (mask.column, mask.row) } else { (mask.row, mask.column) };
+        let (mask_mine, mask_theirs) = if keys { (mask.column, mask.row) } else { (mask.row, mask.column) };
         let mut params = shader::Params {
             mine: mine as u32,
             theirs: theirs as u32,

@@ -273,7 +273,7 @@ mod on_gpus {
             let (op, shape) = case.backward();
             let calls = move |call: &Structured| -> Vec<ShaderCall> {
                 let problem = Problem::backward(&op, call);
-                [Pass::Queries, Pass::Keys].map(|pass| problem.calls(pass, kernels.1)).into()
+                problem.gradients(kernels.1)
             };
             call(Forced("forced_attention_backward", false, None, calls), inputs, &shape, F32)
         };

@@ -138,7 +138,7 @@ fn every_variant_of_the_norms() {
     use crate::ops::row_kernels::Kernel;
     let device = gpu();
     for &(kernel, _) in VARIANTS {
-        if matches!(kernel, Kernel::Team { subgroup: true, .. }) && device.info().subgroup_size != Some(8) {
+        if kernel.subgroup().is_some() && kernel.subgroup() != device.info().subgroup_size {
             continue;
         }
         let registers = matches!(kernel, Kernel::Registers | Kernel::Team { registers: true, .. });
