@@ -8,8 +8,9 @@
 //
 // LANES: registers only; each of WIDTH invocations computes ROWS rows of 4 columns. STEP: channels in each turn.
 // SUBGROUP: WIDTH is 8 and so is a subgroup; w's elements, which all lanes need, are loaded by one lane each (LOADS of
-// them). TILES: workgroup memory; 64 invocations compute tiles of 32 * PIECES squared. DOT: a workgroup of WIDTH for
-// each element of a WEIGHT.
+// them). TILES: workgroup memory; 64 invocations compute tiles of 32 * PIECES squared, for which each reads READS (twice
+// PIECES) vec4s of both; FOURS: four terms so many times are multiplied in a turn; QUICK: see `quotient`. DOT: a
+// workgroup of WIDTH for each element of a WEIGHT.
 // A_VEC: w is read in vec4s: along its channels (places, if WEIGHT), or along its rows if A_BY_ROW. B_VEC: x is read in
 // vec4s: there is one tap, and it is where the place is. PAIRS: both in words of 64 bits. VEC4: the output is stored in
 // vec4s.

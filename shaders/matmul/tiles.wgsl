@@ -193,10 +193,12 @@ fn cut_${x}(block: mat4x4<f32>, k: u32) -> mat4x4<f32> {
 fn turned_${x}(block: mat4x4<f32>) -> mat4x4<f32> {
 #if ${X}_VEC
 #if ${BY}
+    return block;
 #else
     return transpose(block);
 #endif
-#endif
+#else
     return block;
+#endif
 }
 #end
