@@ -4,7 +4,7 @@
 //! Mesa's driver for AMD compiles without a GPU if `RADV_FORCE_FAMILY` names one (until Mesa 25):
 //!
 //!     WGRAD_CLASS=discrete WGRAD_DEBUG=4 cargo run --release --example bench_suite -- --only mlp_step 2> kernels.txt
-//!     RADV_FORCE_FAMILY=navi31 VK_DRIVER_FILES=/usr/share/vulkan/icd.d/radeon_icd.x86_64.json \
+//!     RADV_FORCE_FAMILY=navi21 VK_DRIVER_FILES=/usr/share/vulkan/icd.d/radeon_icd.x86_64.json \
 //!         cargo run --release --example isa -- kernels.txt
 
 use std::collections::{BTreeMap, HashSet};
