@@ -104,7 +104,7 @@ fn loops(code: &str) -> Vec<String> {
         }
         let counts = KINDS.iter().zip(counts).filter(|(_, n)| *n > 0);
         let counts: Vec<String> = counts.map(|((kind, _), n)| format!("{n} {kind}")).collect();
-        format!("loop at {}: {}", lines[start], counts.join(", "))
+        format!("loop at {} {}", lines[start], counts.join(", "))
     };
     ends.iter().map(count).collect()
 }
