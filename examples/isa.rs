@@ -60,6 +60,7 @@ fn kernels(text: &str) -> impl Iterator<Item = (&str, &str)> {
 
 fn report(name: &str, compiled: &Compiled, code: bool) {
     println!("{name}");
+    // But for hashes, and what shaders of pictures have.
     let figures: Vec<String> = (compiled.figures.iter())
         .filter(|(name, value)| **value > 0 && !name.contains("ash") && !name.contains("Combined"))
         .map(|(name, value)| format!("{name} {value}"))

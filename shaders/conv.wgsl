@@ -8,8 +8,7 @@
 //
 // LANES: registers only; each of WIDTH invocations computes ROWS rows of 4 columns. STEP: channels in each turn.
 // SUBGROUP: WIDTH is 8 and so is a subgroup; w's elements, which all lanes need, are loaded by one lane each (LOADS of
-// them). TILES: workgroup memory; 64 invocations compute tiles of 32 * PIECES squared, for which each reads READS (twice
-// PIECES) vec4s of both; FOURS: four terms so many times are multiplied in a turn; QUICK: see `quotient`. DOT: a
+// them). TILES: workgroup memory; 64 invocations compute tiles of 32 * PIECES squared; FOURS: four terms so many times are multiplied in a turn; QUICK: see `quotient`. DOT: a
 // workgroup of WIDTH for each element of a WEIGHT.
 // A_VEC: w is read in vec4s: along its channels (places, if WEIGHT), or along its rows if A_BY_ROW. B_VEC: x is read in
 // vec4s: there is one tap, and it is where the place is. PAIRS: both in words of 64 bits. VEC4: the output is stored in
@@ -22,13 +21,13 @@
 //! variant lanes, rows contiguous: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=1 A_BY_ROW=1 B_VEC=0 VEC4=0
 //! variant lanes, one row: LANES=1 WEIGHT=0 WIDTH=64 SUBGROUP=0 ROWS=1 LOADS=1 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=1
 //! variant lanes, divided: LANES=1 WEIGHT=0 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 DIV=1 VEC4=0
-//! variant tiles: TILES=1 WEIGHT=0 PIECES=2 READS=4 FOURS=1 VEC4=1
-//! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 READS=2 FOURS=4 QUICK=1 VEC4=0
-//! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 READS=2 FOURS=4 DIV=1 VEC4=0
+//! variant tiles: TILES=1 WEIGHT=0 PIECES=2 FOURS=1 VEC4=1
+//! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 FOURS=4 QUICK=1 VEC4=0
+//! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 FOURS=4 DIV=1 VEC4=0
 //! variant weight, lanes, subgroups: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
 //! variant weight, lanes, any: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
-//! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 READS=4 FOURS=1 QUICK=1 VEC4=1
-//! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 READS=2 FOURS=4 VEC4=0
+//! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 FOURS=1 QUICK=1 VEC4=1
+//! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 FOURS=4 VEC4=0
 //! variant weight, dot products: DOT=1 WEIGHT=1 WIDTH=64 VEC4=0
 
 #import loops
@@ -425,7 +424,7 @@ fn tiles(
     let end = min(begin + params.depth, all) + (tile >> 31u); // as bound() does, but seen to be uniform
     let step = params.places_h * params.places_w;
     let lines = params.w_offset + (g * params.rows + row + over * 4u) * step;
-#for i in 0..${READS}
+#for i in 0..2 * ${PIECES}
     let taps${i} = taps_at(col + (over + 4u * ${i}u) * 4u);
 #end
 #else
@@ -439,7 +438,7 @@ fn tiles(
     let x0 = places.x * params.mul_x + params.off_x;
     let origin = base + y0 * params.source_w + x0;
 #endif
-#for i in 0..${READS}
+#for i in 0..2 * ${PIECES}
     var a${i}: vec4<f32>;
     var b${i}: vec4<f32>;
     var inside${i}: vec4<bool>;
@@ -456,7 +455,7 @@ fn tiles(
             let place = source(g, image) + py * params.mul_y * params.source_w + px * params.mul_x;
             let sy = py * params.mul_y;
             let sx = px * params.mul_x;
-#for i in 0..${READS}
+#for i in 0..2 * ${PIECES}
             {
                 let t = taps${i};
                 inside${i} = (sy + t.y < vec4<u32>(params.source_h)) & (sx + t.x < vec4<u32>(params.source_w)) & vec4<bool>(term < end);
@@ -470,7 +469,7 @@ fn tiles(
             let tap_y = quotient(tap, params.taps_w, params.per_tap);
             let first = lines + tap_y * params.w_y + (tap - tap_y * params.taps_w) * params.w_x
                 + (term - tap * params.channels) * params.w_channel;
-#for i in 0..${READS}
+#for i in 0..2 * ${PIECES}
             {
                 let m = k + index / WIDE + (64u / WIDE) * ${i}u;
                 let t = quotient(m, params.channels, params.per_channel);
@@ -492,7 +491,7 @@ fn tiles(
             }
 #end
 #endif
-#for i in 0..${READS}
+#for i in 0..2 * ${PIECES}
             a${i} = vec4<f32>(
 #for r in 0..4
                 w[first + (16u * ${i}u + ${r}u) * step],
@@ -523,7 +522,7 @@ fn tiles(
         }
         workgroupBarrier();
         if k < end {
-#for i in 0..${READS}
+#for i in 0..2 * ${PIECES}
             tile_a[l / 4u][l % 4u][over + 4u * ${i}u] = select(vec4<f32>(), a${i}, k + l < end);
 #if WEIGHT
             tile_b[l / 4u][l % 4u][over + 4u * ${i}u] = select(vec4<f32>(), b${i}, inside${i});

@@ -27,10 +27,13 @@ impl Kernel {
         matches!(self, Kernel::Team { .. } | Kernel::Unrolled(_))
     }
 
-    /// The size that subgroups must have for it.
+    /// Whether the adapter has what it asks for.
     #[cfg(test)]
-    pub fn subgroup(self) -> Option<u32> {
-        if let Kernel::Team { width, subgroup: true, .. } = self { Some(width as u32) } else { None }
+    pub fn runs_on(self, adapter: &AdapterInfo) -> bool {
+        match self {
+            Kernel::Team { width, subgroup: true, .. } => adapter.subgroup_size == Some(width as u32),
+            _ => true,
+        }
     }
 
     pub fn in_registers(self) -> bool {

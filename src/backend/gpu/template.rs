@@ -134,14 +134,18 @@ fn end_of_loop(lines: &[(usize, &str)]) -> Option<usize> {
     })
 }
 
-/// What names stand for in each turn of `NAME in A..B`, where B may be a quotient, or of `P Q in a b, c d`.
+/// What names stand for in each turn of `NAME in A..B`, where B may be a quotient or a product, or of `P Q in a b, c d`.
 fn parse_loop(head: &str) -> Option<Vec<Vec<(String, String)>>> {
     let (names, values) = head.split_once(" in ")?;
     let names: Vec<&str> = names.split_whitespace().collect();
     if let (&[name], Some((from, to))) = (&names[..], values.split_once("..")) {
-        let (to, by) = to.split_once('/').unwrap_or((to, "1"));
         let number = |s: &str| s.trim().parse::<u32>().ok();
-        let range = number(from)?..number(to)?.checked_div(number(by)?)?;
+        let to = match (to.split_once('/'), to.split_once('*')) {
+            (Some((all, by)), _) => number(all)?.checked_div(number(by)?)?,
+            (None, Some((a, b))) => number(a)?.checked_mul(number(b)?)?,
+            (None, None) => number(to)?,
+        };
+        let range = number(from)?..to;
         return Some(range.map(|i| vec![(name.to_string(), i.to_string())]).collect());
     }
     let turn = |words: &str| {

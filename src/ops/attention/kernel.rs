@@ -241,11 +241,11 @@ pub(super) enum Pass {
     Forward,
     /// The gradient by q.
     Queries,
-    /// The gradients by k and v.
-    Keys,
-    /// Those by one of them.
-    KeysAlone,
-    Values,
+    /// The gradients by k, by v, or both.
+    Keys {
+        k: bool,
+        v: bool,
+    },
 }
 
 #[cfg(feature = "gpu")]
@@ -313,11 +313,9 @@ impl Problem {
     pub(super) fn gradients(&self, kernel: Kernel) -> Vec<ShaderCall> {
         // Sums of more columns than this leave no registers for anything else, and it is cheaper to find the scores twice.
         let apart = kernel == Kernel::Tiles && self.e.div_ceil(32) + self.v.div_ceil(32) > 8;
-        let passes: &[Pass] = match apart {
-            true => &[Pass::Queries, Pass::KeysAlone, Pass::Values],
-            false => &[Pass::Queries, Pass::Keys],
-        };
-        passes.iter().map(|&pass| self.calls(pass, kernel)).collect()
+        let keys = |k: bool, v: bool| Pass::Keys { k, v };
+        let passes = if apart { vec![keys(true, false), keys(false, true)] } else { vec![keys(true, true)] };
+        std::iter::once(Pass::Queries).chain(passes).map(|pass| self.calls(pass, kernel)).collect()
     }
 
     /// The dispatch of one pass.
@@ -330,14 +328,15 @@ impl Problem {
         let ((x, x_at), (y, y_at), (a, a_at), (b, b_at)) = match pass {
             Pass::Forward => ((q, 2), (&unused, 0), (k, 3), (v, 4)),
             Pass::Queries => ((q, 2), (g, 5), (k, 3), (v, 4)),
-            Pass::Keys | Pass::KeysAlone | Pass::Values => ((k, 3), (v, 4), (q, 2), (g, 5)),
+            Pass::Keys { .. } => ((k, 3), (v, 4), (q, 2), (g, 5)),
         };
-        let (a_out, b_out) = match pass {
-            Pass::Forward => (&unused, dv),
-            Pass::Queries => (dq, &unused),
-            Pass::Keys | Pass::KeysAlone | Pass::Values => (dk, dv),
+        // Where the sums go, and which of them there are.
+        let (a_out, b_out, [a_sums, b_sums]) = match pass {
+            Pass::Forward => (&unused, dv, [false, true]),
+            Pass::Queries => (dq, &unused, [true, false]),
+            Pass::Keys { k, v } => (dk, dv, [k, v]),
         };
-        let keys = matches!(pass, Pass::Keys | Pass::KeysAlone | Pass::Values);
+        let keys = matches!(pass, Pass::Keys { .. });
         let (mine, theirs) = if keys { (self.s, self.l) } else { (self.l, self.s) };
         let mask = self.mask.as_ref().map_or(&unused, |m| &m.at);
         let four = |n: usize| n.is_multiple_of(4);
@@ -348,7 +347,7 @@ impl Problem {
             .flag("BACKWARD", pass != Pass::Forward)
             .flag("QUERIES", pass == Pass::Queries)
             .flag("KEYS", keys)
-            .flag("A_SUMS", !matches!(pass, Pass::Forward | Pass::Values))
+            .flag("A_SUMS", a_sums)
             .flag("LSE", pass == Pass::Forward && self.lse_out.is_some())
             .flag("CAUSAL", self.causal)
             .flag("MASK", self.mask.is_some())
@@ -360,7 +359,7 @@ impl Problem {
             .value("A_AT", a_at)
             .value("B_AT", b_at)
             .value("MASK_AT", 2 + self.mask.as_ref().map_or(0, |m| m.input))
-            .flag("B_SUMS", !matches!(pass, Pass::Queries | Pass::KeysAlone))
+            .flag("B_SUMS", b_sums)
             .value("E4", e4)
             .value("V4", v4);
         let (entry, rows, defines) = match kernel {

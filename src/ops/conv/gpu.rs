@@ -368,7 +368,7 @@ impl Problem {
             }
             Kernel::Tiles { pieces, quick } => {
                 let fours = if pieces == 1 { 4 } else { 1 };
-                let defines = defines.flag("TILES", true).value("PIECES", pieces).value("READS", 2 * pieces);
+                let defines = defines.flag("TILES", true).value("PIECES", pieces);
                 let defines = defines.value("FOURS", fours).flag("QUICK", quick);
                 ("tiles", defines, 32 * pieces, 32 * pieces)
             }

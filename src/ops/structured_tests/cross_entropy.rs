@@ -204,8 +204,7 @@ fn every_variant_of_cross_entropy() {
             let (stats, gradient) = data.by_loops(smoothing);
             let (inputs, bytes) = (data.inputs(), data.bytes(&stats));
             for &(kernel, _) in VARIANTS {
-                let other = kernel.subgroup().is_some() && kernel.subgroup() != device.info().subgroup_size;
-                if other || kernel == Kernel::Registers && shape[1] > 100 {
+                if !kernel.runs_on(device.info()) || kernel == Kernel::Registers && shape[1] > 100 {
                     continue;
                 }
                 let call = call(forced(kernel, target), &inputs[..2], &[3, shape[0], shape[2]], F32);

@@ -138,7 +138,7 @@ fn every_variant_of_the_norms() {
     use crate::ops::row_kernels::Kernel;
     let device = gpu();
     for &(kernel, _) in VARIANTS {
-        if kernel.subgroup().is_some() && kernel.subgroup() != device.info().subgroup_size {
+        if !kernel.runs_on(device.info()) {
             continue;
         }
         let registers = matches!(kernel, Kernel::Registers | Kernel::Team { registers: true, .. });

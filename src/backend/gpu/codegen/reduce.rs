@@ -24,11 +24,10 @@ enum Vector {
 
 /// Invocations of a workgroup that shares outputs.
 const LANES: usize = 256;
-/// Values that one turn of a loop takes on a software adapter.
+/// Values that one turn of a loop takes.
 const WAYS: usize = 4;
-/// The same on a GPU, where those of one turn are on their way together and the next turn waits for them: of short programs, and
-/// of others, which have more operands.
-const WAYS_OF_GPUS: [usize; 2] = [8, 4];
+/// The same of short programs on a GPU, where a turn's values are on their way together and the next turn waits for them.
+const MORE_WAYS: usize = 8;
 /// Invocations of a workgroup on a software adapter that read columns: as many as its vectors have lanes. It does
 /// one such vector after another, each for the whole loop, so that wider workgroups only leave processors idle.
 const VECTOR: usize = 8;
@@ -105,7 +104,7 @@ pub fn reduce(
         p.line(&format!("let o = group * {width}u + lid;"));
         p.open(&format!("if {} {{", inside("o")));
         p.line(&format!("var acc = {identity};"));
-        serial(&mut p, r, dim, &identity, (class != AdapterClass::Software).then(|| ways(r)));
+        serial(&mut p, r, dim, &identity, class);
         store(&mut p, r, vector, "acc", left);
         p.close();
     } else {
@@ -117,7 +116,7 @@ pub fn reduce(
         p.line(&format!("var acc = {identity};"));
         p.open(&format!("if {} {{", inside("o")));
         let total = p.numbers.add(turns as u32);
-        shared_loop(&mut p, r, dim, lanes, &total, turns.div_ceil(lanes).min(ways(r)));
+        shared_loop(&mut p, r, dim, lanes, &total, turns.div_ceil(lanes).min(ways(class, r)));
         p.close();
         p.line("partial[lid] = acc;");
         p.line("workgroupBarrier();");
@@ -172,13 +171,14 @@ fn lanes(class: AdapterClass, vector: Vector, units: usize, turns: usize) -> usi
     }
 }
 
-fn ways(r: &Reduce) -> usize {
-    WAYS_OF_GPUS[usize::from(r.pre.insts.len() > 4)]
+fn ways(class: AdapterClass, r: &Reduce) -> usize {
+    let short = r.pre.insts.len() <= 4;
+    if short && class != AdapterClass::Software { MORE_WAYS } else { WAYS }
 }
 
 /// One invocation reduces everything, with several accumulators: rounding errors grow with the length of a
-/// chain of additions, and a chain's links wait for each other. On GPUs, so many at a time.
-fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, on_gpu: Option<usize>) {
+/// chain of additions, and a chain's links wait for each other.
+fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, class: AdapterClass) {
     let rank = r.pre.shape.len();
     let wide = dim.is_some();
     let count = |d: usize| if dim == Some(d) { r.pre.shape[d] / 4 } else { r.pre.shape[d] };
@@ -204,7 +204,7 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, on_gp
         loops.insert(d, turn);
     }
     let last = rank - 1;
-    let ways = on_gpu.unwrap_or(WAYS) / if wide { 2 } else { 1 };
+    let ways = ways(class, r) / if wide { 2 } else { 1 };
     let whole = count(last) / ways * ways;
     if whole > ways {
         let accs: Vec<String> = (0..ways).map(|_| p.name("part")).collect();
@@ -225,7 +225,8 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, on_gp
         }
     }
     let start = if whole > ways { whole } else { 0 };
-    if on_gpu.is_some() {
+    if class != AdapterClass::Software {
+        // Without a loop, which would wait for each.
         for turn in start..count(last) {
             let turn = p.numbers.add(turn as u32);
             p.open("{");
