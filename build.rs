@@ -220,6 +220,9 @@ mod table {
                      fn store4_at(i4: u32, c: u32, v: vec4<{ty}>) {{ store4(i4, v); }}"
                 );
             }
+            if ["A_SUMS", "B_SUMS"].iter().any(|sums| get(sums).is_some()) {
+                epilogue.push_str("fn store_sum(i: u32, v: f32) { store(i, v); }\n");
+            }
             at += 1;
         }
         let mentioned = template::mentions(text, "status");

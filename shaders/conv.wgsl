@@ -9,7 +9,7 @@
 // LANES: registers only; each of WIDTH invocations computes ROWS rows of 4 columns. STEP: channels in each turn.
 // SUBGROUP: WIDTH is 8 and so is a subgroup; w's elements, which all lanes need, are loaded by one lane each (LOADS of
 // them). TILES: workgroup memory; 64 invocations compute tiles of 32 * PIECES squared; FOURS: four terms so many times are multiplied in a turn; QUICK: see `quotient`. DOT: a
-// workgroup of WIDTH for each element of a WEIGHT.
+// workgroup of WIDTH for each element of a WEIGHT. A_SUMS: y's rows are added up, too.
 // A_VEC: w is read in vec4s: along its channels (places, if WEIGHT), or along its rows if A_BY_ROW. B_VEC: x is read in
 // vec4s: there is one tap, and it is where the place is. PAIRS: both in words of 64 bits. VEC4: the output is stored in
 // vec4s.
@@ -25,9 +25,13 @@
 //! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 FOURS=4 QUICK=1 VEC4=0
 //! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 FOURS=4 DIV=1 VEC4=0
 //! variant weight, lanes, subgroups: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
+//! variant weight, lanes, subgroups, sums: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1 A_SUMS=1 MORE=0
 //! variant weight, lanes, any: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
+//! variant weight, lanes, any, sums: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0 A_SUMS=1 MORE=0
 //! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 FOURS=1 QUICK=1 VEC4=1
+//! variant weight, tiles, sums: TILES=1 WEIGHT=1 PIECES=2 FOURS=1 QUICK=1 VEC4=1 A_SUMS=1
 //! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 FOURS=4 VEC4=0
+//! variant weight, small tiles, sums: TILES=1 WEIGHT=1 PIECES=1 FOURS=4 VEC4=0 A_SUMS=1
 //! variant weight, dot products: DOT=1 WEIGHT=1 WIDTH=64 VEC4=0
 
 #import loops
@@ -191,6 +195,9 @@ fn lanes(
     let col = tile / params.tiles_m % params.tiles_n * (4u * ${WIDTH}u) + lane * 4u;
     let batch = tile / (params.tiles_m * params.tiles_n);
     var acc: array<vec4<f32>, ${ROWS}>;
+#if A_SUMS
+    var a_sums: array<vec4<f32>, ${LOADS}>;
+#endif
 #if WEIGHT
     let g = batch % params.groups;
     let begin = batch / params.groups * params.depth;
@@ -232,6 +239,9 @@ fn lanes(
 #else
             e[${i}] = select(vec4<f32>(), vec4<f32>(w[w_at.x + r], w[w_at.y + r], w[w_at.z + r], w[w_at.w + r]), alive);
 #endif
+#if A_SUMS
+            a_sums[${i}] += e[${i}];
+#endif
         }
 #end
 #for r in 0..${ROWS}
@@ -257,6 +267,12 @@ fn lanes(
         p.image += next_image + select(vec4<u32>(), vec4<u32>(1u), turn_y);
     }
     let out_at = out_place(batch);
+#if A_SUMS
+    let first_column = tile / params.tiles_m % params.tiles_n == 0u;
+    let row_count = params.rows;
+    let sums_at = batch * params.rows;
+#include row_sums
+#endif
 #else
     let p = places_at(col);
     let base = params.x_offset + (p.image * params.groups + batch) * (params.channels * area());
@@ -439,6 +455,9 @@ fn tiles(
     let origin = base + y0 * params.source_w + x0;
 #endif
 #for i in 0..2 * ${PIECES}
+#if A_SUMS
+    var sums${i}: vec4<f32>;
+#endif
     var a${i}: vec4<f32>;
     var b${i}: vec4<f32>;
     var inside${i}: vec4<bool>;
@@ -523,7 +542,11 @@ fn tiles(
         workgroupBarrier();
         if k < end {
 #for i in 0..2 * ${PIECES}
-            tile_a[l / 4u][l % 4u][over + 4u * ${i}u] = select(vec4<f32>(), a${i}, k + l < end);
+            let own${i} = select(vec4<f32>(), a${i}, k + l < end);
+            tile_a[l / 4u][l % 4u][over + 4u * ${i}u] = own${i};
+#if A_SUMS
+            sums${i} += own${i};
+#endif
 #if WEIGHT
             tile_b[l / 4u][l % 4u][over + 4u * ${i}u] = select(vec4<f32>(), b${i}, inside${i});
 #else
@@ -536,6 +559,26 @@ fn tiles(
         }
         workgroupBarrier();
     }
+#if A_SUMS
+    // Sums of rows; each invocation has those of its terms.
+#for i in 0..2 * ${PIECES}
+    tile_a[l / 4u][l % 4u][over + 4u * ${i}u] = sums${i};
+#end
+    workgroupBarrier();
+    if col == 0u && index < WIDE {
+        var sums: vec4<f32>;
+        for (var t = 0u; t < 4u; t++) {
+            sums += (tile_a[t][0][index] + tile_a[t][1][index]) + (tile_a[t][2][index] + tile_a[t][3][index]);
+        }
+        for (var i = 0u; i < 4u; i++) {
+            let r = row + index * 4u + i;
+            if r < params.rows {
+                store_sum(batch * params.rows + r, sums.x);
+            }
+            sums = sums.yzwx;
+        }
+    }
+#endif
 #for q in 0..${PIECES}
     {
         let first = col + (across + 8u * ${q}u) * 4u;

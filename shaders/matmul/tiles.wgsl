@@ -69,10 +69,15 @@ fn tiles(
     if fills_b {
         next_b = block_b(from_b, 0u);
     }
+#for X x in A a, B b
+#if ${X}_SUMS
+    var sums_${x}: vec4<f32>;
+#endif
+#end
     var acc: array<vec4<f32>, 4 * ${PIECES} * ${PIECES}>;
     let depth = params.k + (tile >> 31u); // as bound() does, but seen to be uniform
     for (var k = 0u; k < depth; k += ${DEPTH}u) {
-#for x in a, b
+#for X x in A a, B b
         if fills_${x} {
             if k + ${x}_fours * 4u + 4u > params.k {
                 next_${x} = cut_${x}(next_${x}, k + ${x}_fours * 4u);
@@ -81,6 +86,9 @@ fn tiles(
 #for q in 0..4
             tile_${x}[${x}_fours][${q}][slot(${x}_block, ${x}_fours)] = block[${q}];
 #end
+#if ${X}_SUMS
+            sums_${x} += (block[0] + block[1]) + (block[2] + block[3]);
+#endif
         }
 #end
         workgroupBarrier();
@@ -118,6 +126,28 @@ fn tiles(
         }
         workgroupBarrier();
     }
+    // Sums of rows or columns, for tiles at the edge; each invocation has those of its block.
+#for X x BLOCKS side size other number in A a BLOCKS_M row m n x, B b BLOCKS_N col n m y
+#if ${X}_SUMS
+    if fills_${x} {
+        tile_${x}[${x}_fours][0][${x}_block] = sums_${x};
+    }
+    workgroupBarrier();
+    if number.${number} == 0u && index < ${BLOCKS} {
+        var sums = tile_${x}[0][0][index];
+#for f in 1..${DEPTH}/4
+        sums += tile_${x}[${f}][0][index];
+#end
+        for (var i = 0u; i < 4u; i++) {
+            let place = ${side} + index * 4u + i;
+            if place < params.${size} {
+                store_sum(at.out / params.${other} + place, sums.x);
+            }
+            sums = sums.yzwx;
+        }
+    }
+#endif
+#end
 #for p in 0..${PIECES}
 #for q in 0..${PIECES}
     keep(

@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::graph::device::fault_error;
 use crate::graph::dtype::{DType, F32, Scalar};
-use crate::graph::kernel::{Body, Command, Kernel, Recording, Slot};
+use crate::graph::kernel::{Command, Kernel, Recording, Slot};
 use crate::graph::observe::{Flush, contents, observe};
 use crate::graph::program::Program;
 
@@ -247,9 +247,5 @@ fn extent(kernel: &Kernel, binding: usize) -> usize {
         let own = p.stores.iter().filter(|s| usize::from(s.to.binding) == binding);
         own.map(|s| s.to.layout.end()).max().unwrap_or(0)
     };
-    match &kernel.body {
-        Body::Map(jobs) => jobs.iter().map(end).max().unwrap_or(0),
-        Body::Reduce(r) => end(&r.post),
-        Body::Structured(s) => end(&s.post),
-    }
+    kernel.body.programs().into_iter().map(end).max().unwrap_or(0)
 }

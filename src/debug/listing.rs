@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::graph::kernel::{Body, Kernel};
+use crate::graph::kernel::{Body, Kernel, Sums};
 use crate::graph::program::{Access, Inst, Program, Reg};
 
 /// A kernel's bindings and programs, an instruction a line.
@@ -38,6 +38,16 @@ pub(super) fn listing(kernel: &Kernel) -> String {
                 );
             }
             program(&mut out, "behind the op", &s.post);
+            if let Some(Sums { input, rows, post }) = s.sums.as_deref() {
+                let _ = writeln!(
+                    out,
+                    "\nsums of input {input}, {:?} of {:?}, in {} parts",
+                    rows.layout.strides,
+                    rows.layout.shape,
+                    rows.parts()
+                );
+                program(&mut out, "behind these", post);
+            }
         }
     }
     out

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::diff::{Gap, gap_of};
 use crate::backend::{Backend, Fault};
 use crate::graph::dtype::{DType, Scalar};
-use crate::graph::kernel::{Binding, Body, Kernel, Reduce, Structured};
+use crate::graph::kernel::{Binding, Body, Kernel, Reduce, Structured, Sums};
 use crate::graph::layout::{Dims, Layout};
 use crate::graph::observe::run_apart;
 use crate::graph::program::{Access, Inst, Program, Reg, Store};
@@ -84,6 +84,17 @@ pub(super) fn find_op(
             }
             if let Some(found) = search.program(&call.post, Some(&result), true)?.1 {
                 return Ok(Some(found));
+            }
+            if let Some(sums) = &call.sums {
+                let (result, found) = search.sums(call, sums)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+                for alone in [true, false] {
+                    if let Some(found) = search.program(&sums.post, Some(&result), alone)?.1 {
+                        return Ok(Some(found));
+                    }
+                }
             }
             for pre in &call.pre {
                 if let Some(found) = search.program(&pre.program, None, false)?.1 {
@@ -185,19 +196,10 @@ impl Search<'_> {
         let mut cut = Cut::new(self, &reduce.pre.shape);
         cut.whole(reduce.pre.dtype(reduce.value), value);
         let kept = Dims::from_slice(&reduce.pre.shape[..reduce.kept]);
-        let post = Program { shape: kept, insts: vec![Inst::Anchor(reduce.dtype)], ..Program::default() };
-        let bytes = reduce.outputs() * reduce.dtype.size();
         let (pre, mut bindings, mut before) = (cut.program, cut.bindings, cut.before);
-        let post = stored(post, 0, &mut bindings, &mut before, bytes);
+        let post = plain(&kept, reduce.dtype, &mut bindings, &mut before);
         let body = Body::Reduce(Reduce { pre, value: 0, post, ..reduce.clone() });
-        let line = reduce.post.insts.iter().position(|i| matches!(i, Inst::Anchor(_)));
-        self.anchor(
-            body,
-            bindings,
-            before,
-            reduce.op.name(),
-            line.and_then(|r| reduce.post.lines.of(r as Reg)),
-        )
+        self.anchor(body, bindings, before, reduce.op.name(), anchors_line(&reduce.post))
     }
 
     /// A structured op with a plain store behind it, its inputs in memory.
@@ -233,16 +235,21 @@ impl Search<'_> {
         mut bindings: Vec<Binding>,
         mut before: Vec<Vec<u8>>,
     ) -> Result<(Vec<u8>, Option<OpDiff>), Fault> {
-        let post = Program {
-            shape: call.post.shape.clone(),
-            insts: vec![Inst::Anchor(call.out_dtype)],
-            ..Program::default()
-        };
-        let bytes = post.numel() * call.out_dtype.size();
-        let post = stored(post, 0, &mut bindings, &mut before, bytes);
-        let body = Body::Structured(Structured { post, ..call.clone() });
-        let line = call.post.insts.iter().position(|i| matches!(i, Inst::Anchor(_)));
-        self.anchor(body, bindings, before, call.op.0.name(), line.and_then(|r| call.post.lines.of(r as Reg)))
+        let post = plain(&call.post.shape, call.out_dtype, &mut bindings, &mut before);
+        let body = Body::Structured(Structured { post, sums: None, ..call.clone() });
+        self.anchor(body, bindings, before, call.op.0.name(), anchors_line(&call.post))
+    }
+
+    /// The sums beside an op, with plain stores behind both.
+    fn sums(&self, call: &Structured, sums: &Sums) -> Result<(Vec<u8>, Option<OpDiff>), Fault> {
+        let mut bindings = self.kernel.bindings.clone();
+        bindings.iter_mut().for_each(|b| b.written = false);
+        let mut before = self.before.to_vec();
+        let post = plain(&call.post.shape, call.out_dtype, &mut bindings, &mut before);
+        let own = plain(&sums.post.shape, DType::F32, &mut bindings, &mut before);
+        let own = Sums { post: own, ..sums.clone() };
+        let body = Body::Structured(Structured { post, sums: Some(Box::new(own)), ..call.clone() });
+        self.anchor(body, bindings, before, "sum", anchors_line(&sums.post))
     }
 
     /// Runs an anchor by itself on both; gives the reference's values.
@@ -263,6 +270,12 @@ impl Search<'_> {
         let found = gap_of(dtype, &device, &reference, 0).filter(Gap::differs);
         Ok((reference, found.map(|gap| OpDiff { op: op.to_string(), caller, gap, alone: true })))
     }
+}
+
+/// The line that recorded what a program goes on from.
+fn anchors_line(post: &Program) -> Option<&'static Location<'static>> {
+    let anchor = post.insts.iter().position(|i| matches!(i, Inst::Anchor(_)))?;
+    post.lines.of(anchor as Reg)
 }
 
 /// A smaller kernel under construction.
@@ -329,6 +342,13 @@ impl Cut {
         let kernel = Kernel { body: Body::Map(vec![program]), bindings, ..search.kernel.clone() };
         (Arc::new(kernel), before)
     }
+}
+
+/// A program that keeps what its anchor gives.
+fn plain(shape: &Dims, dtype: DType, bindings: &mut Vec<Binding>, before: &mut Vec<Vec<u8>>) -> Program {
+    let program = Program { shape: shape.clone(), insts: vec![Inst::Anchor(dtype)], ..Program::default() };
+    let bytes = program.numel() * dtype.size();
+    stored(program, 0, bindings, before, bytes)
 }
 
 /// The program with a register stored to a new binding, in order.

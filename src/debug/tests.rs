@@ -121,6 +121,11 @@ fn the_op_in_a_fused_kernel_is_named() {
     assert_eq!(report.first().unwrap().op.clone().unwrap().op, "wrong", "{report}");
     let (_, report) = diff(&device, || (wrong(&x.matmul(&x.t())) * 3).detach()).unwrap();
     assert_eq!(report.first().unwrap().op.clone().unwrap().op, "wrong", "{report}");
+
+    // Behind sums that a product computes besides.
+    let (_, report) = diff(&device, || (x.t().matmul(&x).detach(), wrong(&x.sum_dim(0, false)))).unwrap();
+    assert_eq!(report.kernels.len(), 1, "{report}");
+    assert_eq!(report.first().unwrap().op.clone().unwrap().op, "wrong", "{report}");
 }
 
 /// A whole kernel that is wrong is its own culprit.

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use smallvec::SmallVec;
 
+use super::dtype::DType;
 use super::kernel::{Binding, Body, Kernel, Reduce};
 use super::layout::{Dims, Layout};
 use super::program::{Access, Inst, Program, Store};
@@ -12,9 +13,13 @@ use crate::backend::Caps;
 
 /// A reduction of much to little has too few outputs to keep a GPU busy: it becomes one of `cuts` partial
 /// results for each output, and one of those.
-pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<Value, usize>) {
+pub fn split_reductions(
+    steps: &mut Vec<Step>,
+    caps: &Caps,
+    bytes: &mut HashMap<Value, usize>,
+    partials: &mut usize,
+) {
     let mut out = Vec::with_capacity(steps.len());
-    let mut partials = 0;
     for mut step in steps.drain(..) {
         if let Body::Reduce(reduce) = &step.kernel.body {
             let cuts = (caps.split_reduction)(reduce.outputs(), reduce.reduced(), of_columns(reduce));
@@ -24,11 +29,10 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
                 && cuts > 1
                 && reduce.pre.shape[dim] > 1
             {
-                let partial = Value::Partial(partials);
-                partials += 1;
+                let partial = new_partial(partials);
                 let (first, n) = partial_steps(&step, reduce, dim, cuts, partial);
                 bytes.insert(partial, n * reduce.outputs() * reduce.dtype.size());
-                let last = combine_step(&step, reduce, n, partial);
+                let last = combine_step(&step, reduce, n, partial, of_columns(reduce));
                 out.extend(first);
                 step = last;
             }
@@ -38,8 +42,13 @@ pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<
     *steps = out;
 }
 
+pub(super) fn new_partial(partials: &mut usize) -> Value {
+    *partials += 1;
+    Value::Partial(*partials - 1)
+}
+
 /// Whether neighbours in memory belong to different outputs.
-fn of_columns(reduce: &Reduce) -> bool {
+pub(super) fn of_columns(reduce: &Reduce) -> bool {
     let kept = |layout: &Layout| (0..reduce.kept).any(|d| layout.shape[d] > 1 && layout.strides[d] == 1);
     reduce.pre.loads.iter().any(|load| kept(&load.layout))
 }
@@ -106,7 +115,7 @@ fn partial_step(
         if columns { ([count, outputs], [outputs, 1], at * outputs) } else { ([outputs, count], [n, 1], at) };
     let to = Layout { shape: Dims::from_slice(&shape), strides: Dims::from_slice(&strides), offset };
     let binding = (bindings.len() - 1) as u16;
-    let mut post = anchor_only(reduce, Access { binding, dtype: reduce.dtype, layout: to });
+    let mut post = anchor_only(reduce.dtype, Access { binding, dtype: reduce.dtype, layout: to });
     post.collapse(0);
     let body =
         Body::Reduce(Reduce { op: reduce.op, dtype: reduce.dtype, pre, value: reduce.value, kept, post });
@@ -136,24 +145,25 @@ fn used(step: &Step, pre: &Program, partial: Value, reduce: &Reduce) -> (Vec<Bin
     (bindings, values, binding_of)
 }
 
-fn anchor_only(reduce: &Reduce, to: Access) -> Program {
+/// Stores what was reduced as it is.
+pub(super) fn anchor_only(dtype: DType, to: Access) -> Program {
     Program {
         shape: to.layout.shape.clone(),
-        insts: vec![Inst::Anchor(reduce.dtype)],
+        insts: vec![Inst::Anchor(dtype)],
         stores: vec![Store { value: 0, to }],
         ..Program::default()
     }
 }
 
-/// The kernel that reduces the partial results and goes on as the whole would have.
-fn combine_step(step: &Step, reduce: &Reduce, n: usize, partial: Value) -> Step {
+/// The kernel that reduces `n` partial results, each by itself if they are `columns`, and goes on as the whole would have.
+pub(super) fn combine_step(step: &Step, reduce: &Reduce, n: usize, partial: Value, columns: bool) -> Step {
     let mut kernel = step.kernel.clone();
     let mut values = step.values.clone();
     let binding = values.len() as u16;
     values.push(partial);
     kernel.bindings.push(Binding { dtype: reduce.dtype, written: false });
     let outputs = reduce.outputs();
-    let layout = match of_columns(reduce) {
+    let layout = match columns {
         true => Layout::contiguous(&[n, outputs]).permute(&[1, 0]),
         false => Layout::contiguous(&[outputs, n]),
     };
@@ -195,25 +205,18 @@ fn drop_unused(step: &mut Step) {
 /// Every place where a kernel's programs touch a binding. (A structured op's inputs in memory are its first
 /// bindings and are not listed.)
 pub fn each_access(body: &mut Body, mut f: impl FnMut(&mut Access)) {
-    let programs: Vec<&mut Program> = match body {
-        Body::Map(programs) => programs.iter_mut().collect(),
-        Body::Reduce(r) => vec![&mut r.pre, &mut r.post],
-        Body::Structured(s) => {
-            s.pre.iter_mut().map(|pre| &mut pre.program).chain(std::iter::once(&mut s.post)).collect()
-        }
-    };
-    for program in programs {
+    for program in body.programs_mut() {
         program.loads.iter_mut().for_each(&mut f);
         program.stores.iter_mut().for_each(|s| f(&mut s.to));
     }
 }
 
-fn reads(step: &Step) -> impl Iterator<Item = Value> + '_ {
+pub(super) fn reads(step: &Step) -> impl Iterator<Item = Value> + '_ {
     let pairs = step.values.iter().zip(&step.kernel.bindings);
     pairs.filter(|(_, b)| !b.written).map(|(&v, _)| v).chain(step.base)
 }
 
-fn writes(step: &Step) -> impl Iterator<Item = Value> + '_ {
+pub(super) fn writes(step: &Step) -> impl Iterator<Item = Value> + '_ {
     step.values.iter().zip(&step.kernel.bindings).filter(|(_, b)| b.written).map(|(&v, _)| v)
 }
 
@@ -317,8 +320,16 @@ fn dearest(body: &Body) -> u32 {
 }
 
 fn absorb(host: &mut Step, step: Step) {
-    let Step { mut kernel, values, scalars, origin, .. } = step;
+    let (taken, origin) = take_in(host, step);
     host.origin.insts.extend(origin.insts);
+    if let (Body::Map(jobs), Body::Map(more)) = (&mut host.kernel.body, taken) {
+        jobs.extend(more);
+    }
+}
+
+/// Gives a kernel another's values, scalars and name: and gives what the other computes, as it is to be said there.
+pub(super) fn take_in(host: &mut Step, step: Step) -> (Body, Origin) {
+    let Step { mut kernel, values, scalars, origin, .. } = step;
     let moved: Vec<u16> = values
         .iter()
         .zip(&kernel.bindings)
@@ -335,17 +346,13 @@ fn absorb(host: &mut Step, step: Step) {
     let first_scalar = host.scalars.len() as u16;
     host.scalars.extend(scalars);
     host.kernel.scalars.extend(kernel.scalars);
-    if let (Body::Map(jobs), Body::Map(more)) = (&mut host.kernel.body, kernel.body) {
-        for mut program in more {
-            for inst in &mut program.insts {
-                if let Inst::Scalar { slot, .. } = inst {
-                    *slot += first_scalar;
-                }
-            }
-            jobs.push(program);
+    for inst in kernel.body.programs_mut().into_iter().flat_map(|program| &mut program.insts) {
+        if let Inst::Scalar { slot, .. } = inst {
+            *slot += first_scalar;
         }
     }
     if host.kernel.label.len() + kernel.label.len() < 80 {
         host.kernel.label = format!("{}|{}", host.kernel.label, kernel.label);
     }
+    (kernel.body, origin)
 }

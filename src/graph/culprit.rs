@@ -343,7 +343,7 @@ fn in_structured(scene: &Scene<'_>, s: &Structured, place: &Place) -> Result<Sou
         stores: vec![Store { value: 0, to }],
         ..Program::default()
     };
-    let bare = Structured { pre: vec![], post: plain, ..s.clone() };
+    let bare = Structured { pre: vec![], post: plain, sums: None, ..s.clone() };
     let results = run(scene, Body::Structured(bare), &inputs, &[(s.out_dtype, count)])?.swap_remove(0);
     let size = s.out_dtype.size();
     let anchor = results.get(place.point * size..(place.point + 1) * size);

@@ -553,7 +553,7 @@ impl Collection {
         let leaves = (self.leaves.iter().zip(&self.donated))
             .map(|(leaf, &donated)| Leaf { dtype: leaf.dtype, bytes: leaf.bytes(), donated })
             .collect();
-        Graph { nodes, leaves }
+        Graph { nodes, leaves, watched: self.watch.is_some() }
     }
 
     /// The device could not do it: everything that was to be computed carries the fault.

@@ -62,6 +62,7 @@ impl Scheduler<'_> {
                     out_shape: node.shape.clone(),
                     out_dtype: node.dtype.opmath(),
                     post: e.take(0).0,
+                    sums: None,
                 })
             }
             (NodeOp::Write(to), [Input::Value(old, _), value]) => {

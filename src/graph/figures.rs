@@ -61,23 +61,23 @@ impl Kernel {
                 touched.end = touched.end.max(layout.end());
             }
         };
+        self.body.programs().into_iter().for_each(&mut count);
         match &self.body {
-            Body::Map(programs) => programs.iter().for_each(&mut count),
+            Body::Map(_) => {}
             Body::Reduce(r) => {
-                count(&r.pre);
-                count(&r.post);
                 figures.elementwise += r.pre.numel() as u64;
                 figures.cost += r.pre.numel() as u64;
             }
             Body::Structured(s) => {
-                s.pre.iter().for_each(|pre| count(&pre.program));
-                count(&s.post);
                 for (i, (_, layout)) in s.inputs.iter().enumerate() {
                     if let Some(binding) = s.binding(i) {
                         bindings[binding].add_read(layout);
                     }
                 }
                 figures.structured = s.op.0.flops(s);
+                let summed = s.sums.as_ref().map_or(0, |sums| sums.rows.layout.numel() as u64);
+                figures.elementwise += summed;
+                figures.cost += summed;
             }
         }
         for (i, (touched, binding)) in bindings.iter().zip(&self.bindings).enumerate() {

@@ -5,8 +5,10 @@ use std::hash::{Hash, Hasher};
 use std::panic::Location;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::dtype::{DType, Scalar};
-use super::layout::{Dims, Layout};
+use super::layout::{Dims, Layout, numel};
 use super::program::{Program, Reg};
 use crate::backend::Prices;
 
@@ -132,6 +134,55 @@ pub struct Structured {
     /// always ends in at least one store. An op that takes no epilogue gets a post of one plain store to a
     /// contiguous layout, at the binding behind its inputs'.
     pub post: Program,
+    /// What it computes besides.
+    pub sums: Option<Box<Sums>>,
+}
+
+/// Sums of an input that an op meets anyway: a bias's gradient beside its weight's.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Sums {
+    /// An input in memory, of `F32`.
+    pub input: usize,
+    pub rows: Rows,
+    /// Over `[parts, rows]`; `Inst::Anchor` is the sum.
+    pub post: Program,
+}
+
+/// In which order an op meets an input of which it can sum up rows.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Rows {
+    /// Over the rows, then all that is added up.
+    pub layout: Layout,
+    /// So many are added up to one part of the sum, in the order of `layout`; the last part may have fewer.
+    pub each: usize,
+}
+
+impl Rows {
+    pub fn parts(&self) -> usize {
+        self.terms().div_ceil(self.each.max(1))
+    }
+
+    fn terms(&self) -> usize {
+        numel(&self.layout.shape[1..])
+    }
+
+    /// The sums by part and row, of what lies in a buffer.
+    pub fn sums(&self, input: &[f32]) -> Vec<f32> {
+        let Layout { shape, strides, offset } = &self.layout;
+        let place = |row: usize, term: usize| {
+            let (mut rest, mut at) = (term, offset + row * strides[0]);
+            for d in (1..shape.len()).rev() {
+                at += rest % shape[d] * strides[d];
+                rest /= shape[d];
+            }
+            at
+        };
+        let sum = |part: usize, row: usize| {
+            let terms = part * self.each..((part + 1) * self.each).min(self.terms());
+            terms.map(|term| f64::from(input[place(row, term)])).sum::<f64>() as f32
+        };
+        (0..self.parts()).flat_map(|part| (0..shape[0]).map(move |row| sum(part, row))).collect()
+    }
 }
 
 /// An input of a structured op that is computed wherever the op reads it.
@@ -142,6 +193,32 @@ pub struct Prologue {
     pub program: Program,
     /// The register of `program` that is the input's element.
     pub value: Reg,
+}
+
+impl Body {
+    /// Its programs, in the order in which they run: of a structured op those of its inputs first, then its epilogue, then
+    /// what becomes of its sums.
+    pub fn programs(&self) -> SmallVec<[&Program; 4]> {
+        match self {
+            Body::Map(programs) => programs.iter().collect(),
+            Body::Reduce(r) => smallvec![&r.pre, &r.post],
+            Body::Structured(s) => {
+                let pre = s.pre.iter().map(|pre| &pre.program);
+                pre.chain([&s.post]).chain(s.sums.iter().map(|sums| &sums.post)).collect()
+            }
+        }
+    }
+
+    pub fn programs_mut(&mut self) -> SmallVec<[&mut Program; 4]> {
+        match self {
+            Body::Map(programs) => programs.iter_mut().collect(),
+            Body::Reduce(r) => smallvec![&mut r.pre, &mut r.post],
+            Body::Structured(s) => {
+                let pre = s.pre.iter_mut().map(|pre| &mut pre.program);
+                pre.chain([&mut s.post]).chain(s.sums.iter_mut().map(|sums| &mut sums.post)).collect()
+            }
+        }
+    }
 }
 
 impl Structured {
@@ -202,6 +279,10 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
     /// Whether it can meet data that it must refuse (an index out of range), which a GPU can only tell afterwards.
     fn checks_data(&self) -> bool {
         false
+    }
+    /// How it meets an input in memory of which its GPU kernels can sum up rows besides.
+    fn rows(&self, _call: &Structured, _input: usize) -> Option<Rows> {
+        None
     }
     /// Fewest operations that compute it, for plan reports and benchmarks.
     fn flops(&self, call: &Structured) -> u64 {

@@ -9,6 +9,7 @@ pub mod draws;
 pub mod dtype;
 mod emit;
 pub mod figures;
+mod join;
 pub mod kernel;
 pub mod layout;
 pub mod node;

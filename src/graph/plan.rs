@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::panic::Location;
-use std::slice;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -15,7 +14,7 @@ use super::kernel::{Body, Command, Recording, Slot};
 use super::layout::Layout;
 use super::node::NodeOp;
 use super::place::{Area, FOR_EVER, Place, Tenant, needed, places};
-use super::program::{Inst, Program, Reg};
+use super::program::{Inst, Reg};
 use super::schedule::{Graph, Origin, Step, Value, schedule};
 use crate::backend::{Backend, Buffer, Caps, Compiled, Fault};
 
@@ -66,14 +65,7 @@ impl Plan {
         let mut commands = self.recording.commands.clone();
         for (command, (origin, _)) in commands.iter_mut().zip(&self.origins) {
             let Command::Dispatch { kernel, .. } = command else { continue };
-            let programs: Vec<&mut Program> = match &mut Arc::make_mut(kernel).body {
-                Body::Map(jobs) => jobs.iter_mut().collect(),
-                Body::Reduce(r) => vec![&mut r.pre, &mut r.post],
-                Body::Structured(call) => {
-                    let pre = call.pre.iter_mut().map(|pre| &mut pre.program);
-                    pre.chain(std::iter::once(&mut call.post)).collect()
-                }
-            };
+            let programs = Arc::make_mut(kernel).body.programs_mut();
             for (program, nodes) in programs.into_iter().zip(&origin.insts) {
                 for (reg, inst) in program.insts.iter().enumerate() {
                     let anchor = origin.anchor.filter(|_| matches!(inst, Inst::Anchor(_)));
@@ -289,23 +281,21 @@ impl<'g> Planner<'g> {
         let Some(at) = step.values.iter().position(|&v| v == input) else { return true };
         let same_type = step.kernel.bindings[at].dtype == step.kernel.bindings[out].dtype;
         // What is read on the way to a result belongs to others' results as well.
-        let (jobs, before): (_, Vec<&Program>) = match &step.kernel.body {
-            Body::Map(jobs) => (&jobs[..], vec![]),
-            Body::Reduce(r) => (slice::from_ref(&r.post), vec![&r.pre]),
+        let before = match &step.kernel.body {
+            Body::Map(_) => 0,
+            Body::Reduce(_) => 1,
             Body::Structured(s) if at < s.bound_inputs() => return false,
-            Body::Structured(s) => (slice::from_ref(&s.post), s.pre.iter().map(|pre| &pre.program).collect()),
+            Body::Structured(s) => s.pre.len(),
         };
-        let safe =
-            jobs.iter().all(|job| {
-                let stored: Vec<&Layout> = (job.stores.iter())
-                    .filter(|s| usize::from(s.to.binding) == out)
-                    .map(|s| &s.to.layout)
-                    .collect();
-                job.loads
-                    .iter()
-                    .filter(|a| usize::from(a.binding) == at)
-                    .all(|a| !stored.is_empty() && stored.iter().all(|&l| *l == a.layout))
-            }) && before.iter().flat_map(|program| &program.loads).all(|a| usize::from(a.binding) != at);
+        let safe = step.kernel.body.programs().into_iter().enumerate().all(|(i, program)| {
+            let stored: Vec<&Layout> = (program.stores.iter())
+                .filter(|s| i >= before && usize::from(s.to.binding) == out)
+                .map(|s| &s.to.layout)
+                .collect();
+            (program.loads.iter())
+                .filter(|a| usize::from(a.binding) == at)
+                .all(|a| !stored.is_empty() && stored.iter().all(|&l| *l == a.layout))
+        });
         if !safe || !same_type {
             return false;
         }

@@ -9,18 +9,19 @@
 //!    computed where these read it, if that costs less in all of them together.
 //! 3. **Emit.** Every stored value is the root of an expression that ends at other stored values; the roots of
 //!    one group become one kernel.
-//! 4. **Merge.** Elementwise kernels that do not wait for each other go side by side into one dispatch.
+//! 4. **Join.** Sums of rows are left to an op that reads these rows.
+//! 5. **Merge.** Elementwise kernels that do not wait for each other go side by side into one dispatch.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::Location;
 
 use smallvec::SmallVec;
 
-use super::arrange;
 use super::dtype::DType;
 use super::kernel::{Body, Kernel};
 use super::layout::{Dims, Layout, numel};
 use super::node::NodeOp;
+use super::{arrange, join};
 use crate::backend::Caps;
 
 /// Longest expression in one kernel: beyond it compile times and register pressure cost more than a store.
@@ -33,6 +34,8 @@ const CHEAP_LOADS: usize = 2;
 pub struct Graph {
     pub nodes: Vec<GraphNode>,
     pub leaves: Vec<Leaf>,
+    /// Someone wants to know which op stores NaN.
+    pub watched: bool,
 }
 
 pub struct GraphNode {
@@ -152,7 +155,11 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
             bytes.insert(Value::Node(i), numel(&node.shape) * node.dtype.size());
         }
     }
-    arrange::split_reductions(&mut steps, caps, &mut bytes);
+    let mut partials = 0;
+    if caps.sums && !graph.watched {
+        join::join_sums(&mut steps, caps, &mut bytes, &mut partials);
+    }
+    arrange::split_reductions(&mut steps, caps, &mut bytes, &mut partials);
     let steps = arrange::merge_maps(arrange::order(steps, &graph.leaves, &bytes), caps);
     Schedule { steps, bytes }
 }

@@ -35,3 +35,9 @@ pub(crate) mod views;
 
 /// Software drivers end an invocation's loops, without a word, after 65,535 turns in all.
 pub(crate) const MAX_TURNS: usize = 65_000;
+/// Terms that an op adds up one after the other beside its own work: rounding errors grow with their number, and a reduction
+/// of its own has a tree instead.
+pub(crate) const MAX_CHAIN: usize = 1 << 14;
+/// Rows (or columns) of the other operand up to which a product adds up those of one: what all its tiles lose by it grows with
+/// them, and what one more reading of the operand takes does not.
+pub(crate) const MAX_BESIDE: usize = 1024;

@@ -8,6 +8,7 @@ mod norms;
 mod prologues;
 mod softmax;
 mod spatial;
+mod sums;
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -94,11 +95,21 @@ pub(super) fn call(
             stores: vec![Store { value: 0, to: Access { binding: inputs.len() as u16, dtype, layout: out } }],
             ..Program::default()
         },
+        sums: None,
     }
 }
 
 /// Runs one call. What its output buffer held before must not matter.
 pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> Result<Vec<u8>, Fault> {
+    Ok(run_with_sums(device, call, data)?.0)
+}
+
+/// The same of one that may have sums, which it stores to the last binding; these, too.
+fn run_with_sums(
+    device: &dyn Backend,
+    call: &Structured,
+    data: &[Vec<u8>],
+) -> Result<(Vec<u8>, Vec<u8>), Fault> {
     let inputs = call.bound_inputs();
     let mut bindings: Vec<Binding> = (call.inputs.iter().enumerate())
         .filter(|(i, _)| call.binding(*i).is_some())
@@ -110,6 +121,7 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
         let load = loads.iter().find(|load| usize::from(load.binding) == i);
         Binding { dtype: load.map_or(F32, |load| load.dtype), written: false }
     }));
+    bindings.extend(call.sums.as_ref().map(|_| Binding { dtype: F32, written: true }));
     let mut body = call.clone();
     // As the scheduler leaves it: without dimensions that no operand tells apart.
     body.post.collapse(call.post.shape.len());
@@ -126,6 +138,10 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
     for d in &data[inputs..] {
         buffers.push(device.upload(d)?);
     }
+    let sums = call.sums.as_ref().map_or(0, |sums| sums.post.numel() * 4);
+    if sums > 0 {
+        buffers.push(device.upload(&vec![0x5a; sums])?);
+    }
     let recording = Recording {
         commands: vec![Command::Dispatch {
             kernel: Arc::new(kernel),
@@ -135,7 +151,9 @@ pub(super) fn run(device: &dyn Backend, call: &Structured, data: &[Vec<u8>]) -> 
     };
     let compiled = device.compile(&recording, false)?;
     device.run(&recording, &compiled, &buffers, &[])?;
-    device.download(&buffers[inputs], 0..bytes)
+    let out = device.download(&buffers[inputs], 0..bytes)?;
+    let last = &buffers[buffers.len() - 1];
+    Ok((out, if sums > 0 { device.download(last, 0..sums)? } else { vec![] }))
 }
 
 /// The same with `+ c` fused behind it, `c` a tensor of one row.

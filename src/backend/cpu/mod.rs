@@ -41,7 +41,7 @@ use super::report::{self, Timing};
 use super::{Areas, Backend, Buffer, Caps, Compiled, Fault, Found, Memory};
 use crate::error::ErrorKind;
 use crate::graph::dtype::{DType, Scalar};
-use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured};
+use crate::graph::kernel::{Body, Command, Kernel, Recording, Structured, Sums};
 use crate::graph::layout::{Layout, numel};
 use crate::graph::program::{Access, Inst, Reg, Store};
 
@@ -59,6 +59,7 @@ const CAPS: Caps = Caps {
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _, _| 1,
     prologues: None,
+    sums: false,
     split_product: |_| 1,
 };
 
@@ -106,6 +107,8 @@ enum Task {
         pre: Vec<(Elementwise, usize)>,
         post: Option<Box<Plan>>,
         stored: Option<(usize, Range<usize>)>,
+        /// Behind the op's sums.
+        sums: Option<Box<Plan>>,
     },
 }
 
@@ -286,7 +289,7 @@ impl Cpu {
         match (&prepared.work, &kernel.body) {
             (Task::Map(elementwise), _) => elementwise.run(&operands),
             (Task::Reduce(plan), _) => plan.run(&operands),
-            (Task::Structured { pre, post, stored }, Body::Structured(call)) => {
+            (Task::Structured { pre, post, stored, sums }, Body::Structured(call)) => {
                 let computed = self.computed(pre, &operands)?;
                 // SAFETY: no slot is bound twice and the plan has slots in use lie apart, so that `out` (a binding that
                 // is no input) is apart from them.
@@ -305,6 +308,12 @@ impl Cpu {
                 let inputs: SmallVec<[&[u8]; 8]> = (inputs.iter().zip(&widened))
                     .map(|(&input, wide)| wide.as_ref().map_or(input, |(block, bytes)| out_of(block, *bytes)))
                     .collect();
+                if let (Some(post), Some(Sums { input, rows, .. })) = (sums, call.sums.as_deref()) {
+                    let sums = rows.sums(bytemuck::cast_slice(inputs[*input]));
+                    let mut eval = Eval::new(post, &operands);
+                    eval.set_anchor(bytemuck::cast_slice(&sums), 0);
+                    eval.each(0..post.numel, |_, _, _| {});
+                }
                 let bytes = numel(&call.out_shape) * call.out_dtype.size();
                 let failed = |message| fault(ErrorKind::Index, format!("{} {message}", call.op.0.name()));
                 let piece = call.op.0.piece(call);
@@ -403,6 +412,7 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
             let pre = pre.collect::<Result<Vec<_>, String>>()?;
             let before: usize = pre.iter().map(|(elementwise, _)| elementwise.price()).sum();
             let price = call.op.0.flops(call) as usize + all.numel * all.cost + before;
+            let sums = call.sums.as_ref().map(|sums| summed(sums, call, kernel, &mut needs)).transpose()?;
             let (stored, post) = match stored_as_it_is(call) {
                 None => (None, Some(Box::new(all))),
                 Some(at) => {
@@ -414,10 +424,25 @@ fn prepare(kernel: &Kernel) -> Result<Prepared, String> {
                     (Some(place), post.transpose()?.map(Box::new))
                 }
             };
-            (Task::Structured { pre, post, stored }, price)
+            (Task::Structured { pre, post, stored, sums }, price)
         }
     };
     Ok(Prepared { work, needs, scalars: kernel.scalars.len(), price })
+}
+
+/// What comes behind an op's sums, of an input that has the elements which these need.
+fn summed(sums: &Sums, call: &Structured, kernel: &Kernel, needs: &mut [usize]) -> Result<Box<Plan>, String> {
+    let Sums { input, rows, post } = sums;
+    plan::check(post, kernel, Some(DType::F32))?;
+    let plan = Plan::new(post, post.shape.len(), None)?;
+    plan.needs(needs);
+    let fits = call.inputs.get(*input).is_some_and(|(dtype, layout)| {
+        *dtype == DType::F32 && call.binding(*input).is_some() && rows.layout.end() <= layout.end()
+    });
+    if !fits || rows.layout.rank() == 0 || plan.numel != rows.parts() * rows.layout.shape[0] {
+        return Err("sums that do not fit their op".into());
+    }
+    Ok(Box::new(plan))
 }
 
 /// The store that keeps an op's own result, in order, in a place that nothing after it reads or writes.

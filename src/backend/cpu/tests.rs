@@ -314,6 +314,7 @@ fn structured_ops_with_and_without_an_epilogue() {
                 stores: vec![Store { value, to: access(1, F32, Layout::contiguous(&shape)) }],
                 ..Program::default()
             },
+            sums: None,
         })
     };
     let buffers = [f32::to_bytes(&values), vec![0; 6300 * 4]];

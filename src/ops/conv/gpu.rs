@@ -18,6 +18,8 @@ pub(crate) struct Problem {
     div: bool,
     /// Places lie in the output without gaps.
     dense: bool,
+    /// Rows of `y` are added up, too.
+    sums: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -163,6 +165,7 @@ impl Problem {
             pointwise: g.is_pointwise(),
             div: false,
             dense: true,
+            sums: false,
             params: shader::Params {
                 rows: g.group_filters() as u32,
                 columns: (g.images * g.place_count()) as u32,
@@ -214,6 +217,7 @@ impl Problem {
             pointwise: false,
             div: false,
             dense: true,
+            sums: call.sums.is_some(),
             params: shader::Params {
                 rows: g.group_filters() as u32,
                 columns: (g.group_channels() * g.taps()) as u32,
@@ -233,6 +237,7 @@ impl Problem {
             pointwise: g.is_pointwise(),
             div: y.div > 1 || x.div > 1,
             dense: y.step == 1 && x.step == 1,
+            sums: false,
             params: shader::Params {
                 rows: g.group_channels() as u32,
                 columns: (g.images * y.count * x.count) as u32,
@@ -343,6 +348,8 @@ impl Problem {
             .value("T", "f32")
             .flag("WEIGHT", self.weight)
             .flag("DIV", self.div)
+            .flag("A_SUMS", self.sums)
+            .value("MORE", 0)
             .flag("VEC4", store4 && !matches!(kernel, Kernel::Dot(_)));
         let (entry, defines, tile_m, tile_n) = match kernel {
             Kernel::Lanes { rows, width, subgroup } => {

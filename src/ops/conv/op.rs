@@ -4,7 +4,8 @@ use super::cpu;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::{AdapterInfo, ShaderCall};
 use crate::graph::dtype::DType;
-use crate::graph::kernel::{Structured, StructuredOp};
+use crate::graph::kernel::{Rows, Structured, StructuredOp};
+use crate::ops::{MAX_BESIDE, MAX_CHAIN};
 
 /// What a convolution relates: `x` `[images, channels, size]`, `w` `[filters, channels / groups, kernel]` and `y`
 /// `[images, filters, places]`, where the tap `k` at the place `p` is at `p * stride + k * dilation - padding` of `x`,
@@ -132,6 +133,18 @@ impl StructuredOp for Conv2d {
 
     fn stores_once(&self) -> bool {
         true
+    }
+
+    fn rows(&self, call: &Structured, input: usize) -> Option<Rows> {
+        let g = &self.geometry;
+        let each = g.part_rows(self.parts) * g.places[1];
+        // A few filters have kernels that cannot do it, and so have great depths.
+        let columns = g.group_channels() * g.taps();
+        let fits = g.group_filters() > 2 && (1..=MAX_CHAIN).contains(&each);
+        let fits = fits && (1..=MAX_BESIDE).contains(&columns) && g.images > 0;
+        let wanted = self.part == Part::Weight && input == 1 && call.out_dtype == DType::F32;
+        let layout = || call.inputs[1].1.permute(&[1, 0, 2, 3]);
+        (wanted && fits).then(|| Rows { layout: layout(), each })
     }
 
     fn flops(&self, _: &Structured) -> u64 {

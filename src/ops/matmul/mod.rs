@@ -6,8 +6,9 @@ use crate::backend::cpu::number::Num;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::{AdapterInfo, ShaderCall, tune::Ways};
 use crate::graph::dtype::DType;
-use crate::graph::kernel::{Structured, StructuredOp};
+use crate::graph::kernel::{Rows, Structured, StructuredOp};
 use crate::graph::layout::{Dims, Layout, collapse};
+use crate::ops::{MAX_BESIDE, MAX_CHAIN};
 
 #[cfg(feature = "gpu")]
 pub(in crate::ops) mod variants;
@@ -63,6 +64,21 @@ impl StructuredOp for Matmul {
         // Each element of a matrix times a vector has an invocation of its own, which reads all of the vector.
         let tile = if own == 1 { 1 } else { prices.tile };
         (in_fours || !prices.fours).then(|| other.div_ceil(tile))
+    }
+
+    fn rows(&self, call: &Structured, input: usize) -> Option<Rows> {
+        let (p, (dtype, layout)) = (Problem::new(call), &call.inputs[input]);
+        // Vectors and halves have kernels that cannot do it, and so have great depths.
+        let beside = if input == 0 { p.n } else { p.m };
+        let fits = p.m.min(p.n) > 1 && p.batches() > 0 && (1..=MAX_CHAIN).contains(&p.k);
+        let fits = fits && beside <= MAX_BESIDE;
+        if !fits || *dtype != DType::F32 || call.out_dtype != DType::F32 {
+            return None;
+        }
+        let last = layout.rank() - 1;
+        let (row, k) = if input == 0 { (last - 1, last) } else { (last, last - 1) };
+        let order: Dims = [row].into_iter().chain(0..last - 1).chain([k]).collect();
+        Some(Rows { layout: layout.permute(&order), each: p.k })
     }
 
     fn flops(&self, call: &Structured) -> u64 {
@@ -125,6 +141,9 @@ struct Operand {
     rows: usize,
     columns: usize,
     batch: Dims,
+    /// Its rows (columns, of the second) are added up, too.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "the shaders ask"))]
+    summed: bool,
 }
 
 impl Operand {
@@ -138,6 +157,7 @@ impl Operand {
             rows: stride(batch),
             columns: stride(batch + 1),
             batch: Dims::from_slice(&layout.strides[..batch]),
+            summed: false,
         }
     }
 
@@ -163,11 +183,15 @@ impl Operand {
 impl Problem {
     pub(in crate::ops) fn new(call: &Structured) -> Problem {
         let [(dtype, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
-        let programs = call.pre.iter().map(|pre| &pre.program).chain([&call.post]);
+        let after = [&call.post].into_iter().chain(call.sums.iter().map(|sums| &sums.post));
+        let programs = call.pre.iter().map(|pre| &pre.program).chain(after);
         let mut problem = Problem::of([a, b]);
         problem.a.binding = call.binding(0);
         problem.b.binding = call.binding(1);
         problem.halves = *dtype == DType::F16;
+        let summed = call.sums.as_ref().map(|sums| sums.input);
+        problem.a.summed = summed == Some(0);
+        problem.b.summed = summed == Some(1);
         problem.shared =
             programs.flat_map(|p| &p.loads).any(|l| usize::from(l.binding) < call.bound_inputs());
         problem

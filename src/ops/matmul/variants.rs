@@ -29,13 +29,12 @@ impl Problem {
         if self.n != 1 && self.m == 1 { self.exchange() } else { self }
     }
 
-    fn is_vector(&self) -> bool {
-        self.m == 1 || self.n == 1
-    }
-
-    /// How many vector elements the product of a matrix and a vector has.
     fn outputs(&self) -> usize {
         self.m * self.n * self.batches()
+    }
+
+    fn is_vector(&self) -> bool {
+        self.m == 1 || self.n == 1
     }
 
     /// Whether the matrix may be read four rows at a time, down its columns.
@@ -275,7 +274,10 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
             subgroup == with && (quick(v) || wanted && cost < least + least / 4)
         }
         (Kernel::Any, Kernel::Lanes { subgroup: true, .. }) => quick(v),
-        (Kernel::Tiles { .. }, Kernel::Tiles { .. }) => true,
+        // Rows are added up in an order that depends on the depth.
+        (Kernel::Tiles { depth, .. }, Kernel::Tiles { depth: own, .. }) => {
+            call.sums.is_none() || depth == own
+        }
         (Kernel::Cooperative { size, lanes, .. }, Kernel::Cooperative { size: s, lanes: l, .. }) => {
             (size, lanes) == (s, l)
         }
@@ -295,7 +297,9 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let [a, b] = [&problem.a, &problem.b].map(order);
     let halves = if problem.halves { " halves" } else { "" };
     let loose = if problem.is_aligned() { "" } else { " loose" };
-    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}{loose}");
+    // They take registers that large tiles lack.
+    let sums = if call.sums.is_some() { " sums" } else { "" };
+    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}{loose}{sums}");
     for pre in &call.pre {
         let _ = write!(key, " {}:{}", pre.input, pre.program.insts.len());
     }
@@ -417,7 +421,9 @@ impl Variant {
             .flag("VEC4", store4)
             .flag("TURNED", turned)
             .flag("BATCHED", !p.batch.is_empty())
-            .flag("COLUMN", column);
+            .flag("COLUMN", column)
+            .flag("A_SUMS", p.a.summed)
+            .flag("B_SUMS", p.b.summed);
         let (entry, defines, tiles_m, tiles_n) = match kernel {
             Kernel::Any => {
                 let defines = defines.flag("ANY", true).flag("FLOAT", dtype == DType::F32);

@@ -93,6 +93,36 @@ fn problem(
     Problem { call, data: inputs.map(|i| f32::to_bytes(&values[i])).to_vec(), expected }
 }
 
+/// A weight's gradient in about so many parts, and its inputs.
+pub(super) fn weight_problem(number: usize, parts: usize) -> (Structured, Vec<Vec<u8>>) {
+    let (g, op) = weight_op(number, parts);
+    let p = problem(&g, Part::Weight, 0, false, op);
+    let mut shape = vec![op.parts];
+    shape.extend(&p.call.out_shape);
+    (call(op, &p.call.inputs, &shape, F32), p.data)
+}
+
+fn weight_op(number: usize, parts: usize) -> (Geometry, Conv2d) {
+    let g = geometry(CASES[number]);
+    let parts = (g.images * g.places[0]).div_ceil(g.part_rows(parts));
+    (g, Conv2d { part: Part::Weight, geometry: g, parts })
+}
+
+/// The same call by another kernel.
+#[cfg(feature = "gpu")]
+pub(super) fn forced(
+    plain: &Structured,
+    number: usize,
+    parts: usize,
+    kernel: crate::ops::conv::gpu::Kernel,
+) -> Structured {
+    let (_, op) = weight_op(number, parts);
+    let by = move |call: &Structured| {
+        crate::ops::conv::gpu::problems(&op, call).iter().map(|p| p.call(kernel)).collect()
+    };
+    call(Forced("forced_conv2d", true, None, by), &plain.inputs, &plain.out_shape, F32)
+}
+
 const PARTS: [Part; 3] = [Part::Output, Part::Input, Part::Weight];
 
 #[test]

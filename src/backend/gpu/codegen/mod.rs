@@ -127,8 +127,9 @@ fn flops(kernel: &Kernel) -> u64 {
         Body::Map(jobs) => jobs.iter().map(|j| j.numel() as u64 * operations(&j.insts)).sum(),
         Body::Reduce(r) => reduce::flops(r),
         Body::Structured(s) => {
-            let programs = s.pre.iter().map(|pre| &pre.program).chain([&s.post]);
-            s.op.0.flops(s) + programs.map(|p| p.numel() as u64 * operations(&p.insts)).sum::<u64>()
+            let sums = s.sums.as_ref().map_or(0, |sums| sums.rows.layout.numel() as u64);
+            let programs = kernel.body.programs().into_iter();
+            s.op.0.flops(s) + sums + programs.map(|p| p.numel() as u64 * operations(&p.insts)).sum::<u64>()
         }
     }
 }

@@ -170,7 +170,10 @@ fn around(
     let by_four = wide && stores_by_four(post);
     let singles = singles || !by_four;
     let declared = template::declared(bare);
-    let written = |i: usize| post.stores.iter().any(|s| usize::from(s.to.binding) == i);
+    let writes = |program: &Program, i: usize| program.stores.iter().any(|s| usize::from(s.to.binding) == i);
+    let sums = s.sums.as_ref().map(|sums| &sums.post);
+    let summed = |i: usize| sums.is_some_and(|post| writes(post, i));
+    let written = |i: usize| writes(post, i) || summed(i);
     // Where elements are met in fours.
     let in_post = post.loads.iter().chain(post.stores.iter().map(|s| &s.to)).filter(|_| by_four);
     let in_pre = computed.iter().filter(|c| c.at_once()).flat_map(|c| &c.pre.program.loads);
@@ -194,7 +197,7 @@ fn around(
             usize::from(a.binding) == i && a.layout.rank() > 0 && four(&a.layout, last) == Four::Together
         });
         let mut buffer = Buffer { name: format!("b{i}"), wide: together, pairs: info.pairs };
-        if singles && written(i) {
+        if singles && writes(post, i) || summed(i) {
             buffer.store_singles(binding.dtype);
         }
         declare(i, &buffer, binding.dtype, binding.written, &mut text);
@@ -205,13 +208,20 @@ fn around(
     computed.iter().for_each(|c| c.print(&mut p));
     let prologue = std::mem::take(&mut p.out);
     p.looks = looks;
+    let mut print_all =
+        |post: &Program, head: &str, index: &str, vector: Option<usize>, known: Option<usize>| {
+            p.open(head);
+            p.line("let anchor = v;");
+            let space = space(post, index, vector, known);
+            let registers = p.program(post, &space, "anchor");
+            p.stores(post, &space, &registers, None);
+            p.close();
+        };
+    if let Some(sums) = sums {
+        print_all(sums, "fn store_sum(i: u32, v: f32) {", "i", None, None);
+    }
     let mut print = |head: &str, index: &str, vector: Option<usize>| {
-        p.open(head);
-        p.line("let anchor = v;");
-        let space = space(post, index, vector, handed.and_then(|h| h.dim));
-        let registers = p.program(post, &space, "anchor");
-        p.stores(post, &space, &registers, None);
-        p.close();
+        print_all(post, head, index, vector, handed.and_then(|h| h.dim));
     };
     let (end, coordinate) = if handed.is_some() { ("_at", " c: u32,") } else { ("", "") };
     let ty = register_type(s.out_dtype, false);

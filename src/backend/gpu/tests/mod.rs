@@ -7,6 +7,7 @@ mod oracle;
 mod prologues;
 mod shared;
 mod structured;
+mod sums;
 
 use std::panic::Location;
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use crate::graph::device::Device;
 use crate::prelude::*;
 
 /// The adapter, as one of another class, with other prices.
-fn priced(class: AdapterClass, prices: Prices) -> Device {
+pub(super) fn priced(class: AdapterClass, prices: Prices) -> Device {
     Device::new(Arc::new(another(|info, caps| {
         info.class = class;
         // So many as every adapter has, one for the status words left out.
@@ -24,7 +24,7 @@ fn eager() -> [Device; 2] {
 }
 
 /// Numbers between -1 and 1.
-fn values(d: &Device, shape: &[usize], seed: f64) -> Tensor {
+pub(super) fn values(d: &Device, shape: &[usize], seed: f64) -> Tensor {
     let n: usize = shape.iter().product();
     let x: Vec<f32> = (0..n).map(|i| (i as f64 * 0.7 + seed).sin() as f32).collect();
     crate::options().device(d).from_slice(&x, shape)
@@ -32,7 +32,7 @@ fn values(d: &Device, shape: &[usize], seed: f64) -> Tensor {
 
 /// The same on the CPU, in so many dispatches here.
 #[track_caller]
-fn agree(d: &Device, dispatches: u64, f: &dyn Fn(&Device) -> Vec<Tensor>) {
+pub(super) fn agree(d: &Device, dispatches: u64, f: &dyn Fn(&Device) -> Vec<Tensor>) {
     let caller = Location::caller();
     let read = |results: Vec<Tensor>| {
         results.iter().map(|t| (t.shape().to_vec(), t.to_f64_vec().unwrap())).collect::<Vec<_>>()
