@@ -4,7 +4,7 @@
 // NaNs the last, of equals the first), AVERAGE the mean. Of g [planes, windows_h, windows_w], for each element of the
 // image: SPREAD the shares of the windows' means, SCATTER the sum of the windows whose index it is (y are indices),
 // FIRST the same where windows do not overlap, found again in the image (y), by window.
-// PAIRS: windows of 2 x 2 side by side, two at a time, read in vec4s; MAX, INDEX, AVERAGE, or FIRST.
+// SQUARES: windows of 2 x 2 side by side, 1 or 2 at a time, read in vectors of their WIDE elements; MAX, AVERAGE, or FIRST.
 // UNROLL: taps in each turn of the inner loop, for windows past the turns that software drivers grant.
 //! variant max: R=f32 MAX=1 UNROLL=1 WIDTH=64
 //! variant max, unrolled: R=f32 MAX=1 UNROLL=2 WIDTH=8
@@ -13,12 +13,14 @@
 //! variant spread: R=f32 SPREAD=1 UNROLL=1 WIDTH=64
 //! variant scatter: R=f32 SCATTER=1 UNROLL=1 WIDTH=8
 //! variant first: R=f32 FIRST=1 UNROLL=1 WIDTH=8
-//! variant max, pairs: R=f32 MAX=1 PAIRS=1 UNROLL=1 WIDTH=8
-//! variant average, pairs: R=f32 AVERAGE=1 PAIRS=1 UNROLL=1 WIDTH=8
-//! variant first, pairs: R=f32 FIRST=1 PAIRS=1 UNROLL=1 WIDTH=64 VEC4=1
+//! variant max, two squares: R=f32 MAX=1 SQUARES=2 WIDE=4 UNROLL=1 WIDTH=8
+//! variant average, two squares: R=f32 AVERAGE=1 SQUARES=2 WIDE=4 UNROLL=1 WIDTH=8
+//! variant average, squares: R=f32 AVERAGE=1 SQUARES=1 WIDE=2 UNROLL=1 WIDTH=8
+//! variant first, two squares: R=f32 FIRST=1 SQUARES=2 WIDE=4 UNROLL=1 WIDTH=64 VEC4=1
+//! variant first, squares: R=f32 FIRST=1 SQUARES=1 WIDE=2 UNROLL=1 WIDTH=8 VEC4=0
 
 struct Params {
-    // Results: of planes, rows and columns (pairs: of windows).
+    // Results: of planes, rows and columns (of so many windows, if they are squares).
     units: u32,
     units_h: u32,
     units_w: u32,
@@ -47,12 +49,12 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #import nan
-#if PAIRS
+#if SQUARES
 #if FIRST
 @group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> y: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> y: array<vec${WIDE}<f32>>;
 #else
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> x: array<vec${WIDE}<f32>>;
 #endif
 #else
 @group(0) @binding(2) var<storage, read> x: array<f32>;
@@ -65,7 +67,7 @@ struct Params {
 #endif
 #epilogue
 
-#if PAIRS
+#if SQUARES
 #else
 // What the mean of the window at (h, w) is divided by. Where padding counts, that past the last window's reach does
 // not.
@@ -111,47 +113,56 @@ fn pool(
         if unit >= params.units {
             return;
         }
-#if PAIRS
+#if SQUARES
+        let image = (plane * params.size_h + 2u * h) * params.size_w + ${WIDE}u * w;
+        let next_row = image + params.size_w;
+        let window = (plane * params.windows_h + h) * params.windows_w + ${SQUARES}u * w;
 #if FIRST
-        let g_at = params.x_offset + (plane * params.windows_h + h) * params.windows_w + 2u * w;
-        let g = vec2<f32>(x[g_at], x[g_at + 1u]);
-        let at = (plane * params.size_h + 2u * h) * params.size_w + 4u * w;
-        let a = y[(params.y_offset + at) / 4u];
-        let b = y[(params.y_offset + at + params.size_w) / 4u];
-        // Of each window's four the first that is greatest, or the last NaN.
-        let c0 = vec2<f32>(a.x, a.z);
-        let c1 = vec2<f32>(a.y, a.w);
-        let c2 = vec2<f32>(b.x, b.z);
-        let c3 = vec2<f32>(b.y, b.w);
-        let n1 = vec2<bool>(is_nan(c1.x), is_nan(c1.y));
-        let n2 = vec2<bool>(is_nan(c2.x), is_nan(c2.y));
-        let n3 = vec2<bool>(is_nan(c3.x), is_nan(c3.y));
-        let t1 = (c1 > c0) | n1;
-        let m1 = select(c0, c1, t1);
-        let t2 = (c2 > m1) | n2;
-        let m2 = select(m1, c2, t2);
-        let t3 = (c3 > m2) | n3;
-        let z = vec2<f32>();
-        let g3 = select(z, g, t3);
-        let g2 = select(z, g, t2 & !t3);
-        let g1 = select(z, g, t1 & !t2 & !t3);
-        let g0 = select(g, z, t1 | t2 | t3);
-        store4(at / 4u, vec4<f32>(g0.x, g1.x, g0.y, g1.y));
-        store4((at + params.size_w) / 4u, vec4<f32>(g2.x, g3.x, g2.y, g3.y));
+        let above = y[(params.y_offset + image) / ${WIDE}u];
+        let below = y[(params.y_offset + next_row) / ${WIDE}u];
+        var to_above: vec${WIDE}<f32>;
+        var to_below: vec${WIDE}<f32>;
 #else
-        let at = params.x_offset + (plane * params.size_h + 2u * h) * params.size_w + 4u * w;
-        let a = x[at / 4u];
-        let b = x[(at + params.size_w) / 4u];
-        let to = (plane * params.windows_h + h) * params.windows_w + 2u * w;
-#if MAX
-        let m = max_nan4(a, b);
-        store(to, max_nan(m.x, m.y));
-        store(to + 1u, max_nan(m.z, m.w));
-#else
-        let m = (a + b) * 0.25;
-        store(to, m.x + m.y);
-        store(to + 1u, m.z + m.w);
+        let above = x[(params.x_offset + image) / ${WIDE}u];
+        let below = x[(params.x_offset + next_row) / ${WIDE}u];
 #endif
+#for i in 0..${SQUARES}
+        {
+            let c0 = above[2 * ${i}];
+            let c1 = above[2 * ${i} + 1];
+            let c2 = below[2 * ${i}];
+            let c3 = below[2 * ${i} + 1];
+#if FIRST
+            // The first that is greatest, or the last NaN.
+            let t1 = c1 > c0 || is_nan(c1);
+            let m1 = select(c0, c1, t1);
+            let t2 = c2 > m1 || is_nan(c2);
+            let m2 = select(m1, c2, t2);
+            let t3 = c3 > m2 || is_nan(c3);
+            let g = x[params.x_offset + window + ${i}u];
+            to_above[2 * ${i}] = select(g, 0.0, t1 || t2 || t3);
+            to_above[2 * ${i} + 1] = select(0.0, g, t1 && !t2 && !t3);
+            to_below[2 * ${i}] = select(0.0, g, t2 && !t3);
+            to_below[2 * ${i} + 1] = select(0.0, g, t3);
+#endif
+#if MAX
+            store(window + ${i}u, max_nan(max_nan(c0, c2), max_nan(c1, c3)));
+#endif
+#if AVERAGE
+            store(window + ${i}u, (c0 + c2) * 0.25 + (c1 + c3) * 0.25);
+#endif
+        }
+#end
+#if FIRST
+#for at from in image to_above, next_row to_below
+#if VEC4
+        store4(${at} / 4u, ${from});
+#else
+#for i in 0..2
+        store(${at} + ${i}u, ${from}[${i}]);
+#end
+#endif
+#end
 #endif
 #else
 #if SPREAD

@@ -13,26 +13,28 @@ const BUSY: usize = 32;
 
 pub(super) fn calls(op: &Pool2d, call: &Structured, adapter: &AdapterInfo) -> Vec<ShaderCall> {
     let software = adapter.is_software();
-    let plan = Plan::new(op, call, fits_pairs(op, call), software);
+    let plan = Plan::new(op, call, squares(op, call), software);
     plan.map(|plan| plan.call(op, call)).into_iter().collect()
 }
 
-/// Whether windows may be read two at a time.
-pub(crate) fn fits_pairs(op: &Pool2d, call: &Structured) -> bool {
+/// How many windows of 2 x 2 are read at a time, in vectors; 0 where windows are others.
+pub(crate) fn squares(op: &Pool2d, call: &Structured) -> usize {
     let w = &op.windows;
     let image = match op.kind {
         Kind::Max => 0,
         Kind::Average if w.divisor == 0 => 0,
         // All elements must be in some window.
         Kind::First if w.size[0].is_multiple_of(2) => 1,
-        _ => return false,
+        _ => return 0,
     };
-    w.are_pairs() && w.size[1].is_multiple_of(4) && call.inputs[image].1.offset.is_multiple_of(4)
+    let sizes = [w.size[1], call.inputs[image].1.offset];
+    let fits = |squares: &usize| sizes.iter().all(|n| n.is_multiple_of(2 * squares));
+    [2, 1].into_iter().find(|squares| w.are_pairs() && fits(squares)).unwrap_or(0)
 }
 
 /// How results are shared among invocations.
 pub(crate) struct Plan {
-    pairs: bool,
+    squares: usize,
     width: usize,
     turns: usize,
     unroll: usize,
@@ -42,16 +44,16 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn new(op: &Pool2d, call: &Structured, pairs: bool, software: bool) -> Option<Plan> {
+    pub(crate) fn new(op: &Pool2d, call: &Structured, squares: usize, software: bool) -> Option<Plan> {
         let w = &op.windows;
-        let grid = match (pairs, op.kind.is_of_images()) {
-            (true, _) => [w.count[0], w.size[1] / 4],
+        let grid = match (squares, op.kind.is_of_images()) {
+            (1.., _) => [w.count[0], w.count[1] / squares],
             // By window, with what lies between it and the next.
-            (_, true) if op.kind == Kind::First => {
+            (0, true) if op.kind == Kind::First => {
                 [0, 1].map(|d| (w.size[d] + w.padding[d]).div_ceil(w.stride[d]))
             }
-            (_, true) => w.size,
-            (_, false) => w.count,
+            (0, true) => w.size,
+            (0, false) => w.count,
         };
         let units = call.out_shape[0] * grid[0] * grid[1];
         if units == 0 {
@@ -72,7 +74,7 @@ impl Plan {
         } else {
             1
         };
-        Some(Plan { pairs, width, turns, unroll, units, grid })
+        Some(Plan { squares, width, turns, unroll, units, grid })
     }
 
     pub(crate) fn call(&self, op: &Pool2d, call: &Structured) -> ShaderCall {
@@ -112,14 +114,15 @@ impl Plan {
             .value("R", if op.kind == Kind::Index { "i32" } else { "f32" })
             .value("WIDTH", self.width)
             .value("UNROLL", self.unroll)
-            .flag("PAIRS", self.pairs)
+            .value("SQUARES", self.squares)
+            .value("WIDE", 2 * self.squares)
             .flag("MAX", op.kind == Kind::Max)
             .flag("INDEX", op.kind == Kind::Index)
             .flag("AVERAGE", op.kind == Kind::Average)
             .flag("SPREAD", op.kind == Kind::Spread)
             .flag("SCATTER", op.kind == Kind::Scatter)
             .flag("FIRST", op.kind == Kind::First)
-            .flag("VEC4", self.pairs && op.kind == Kind::First);
+            .flag("VEC4", self.squares == 2 && op.kind == Kind::First);
         ShaderCall {
             shader: shader::NAME,
             entry: "pool",

@@ -369,15 +369,18 @@ fn pools_of_every_shape() {
                     close(&name, &floats(run(&*device, &call, &data).unwrap()), expected, 2e-5);
                 }
                 #[cfg(feature = "gpu")]
-                for (software, pairs) in [(false, true), (false, false), (true, false)] {
-                    use crate::ops::pool::gpu::{Plan, fits_pairs};
+                for (software, most) in [(false, 2), (false, 1), (false, 0), (true, 1), (true, 0)] {
+                    use crate::ops::pool::gpu::{Plan, squares};
                     // A large window's loop is too long for lanes that do not unroll it, so that is chosen above.
                     let forced = Forced("forced_pool", true, None, move |call: &Structured| {
-                        let pairs = pairs && fits_pairs(&op, call);
-                        Plan::new(&op, call, pairs, software).map(|p| p.call(&op, call)).into_iter().collect()
+                        let squares = squares(&op, call).min(most);
+                        Plan::new(&op, call, squares, software)
+                            .map(|p| p.call(&op, call))
+                            .into_iter()
+                            .collect()
                     });
                     let call = call(forced, &inputs, shape, dtype);
-                    let name = format!("{kind:?}, case {number}, software {software}, pairs {pairs}");
+                    let name = format!("{kind:?}, case {number}, software {software}, squares {most}");
                     close(&name, &floats(run(&*gpu(), &call, &data).unwrap()), expected, 2e-5);
                 }
             }
