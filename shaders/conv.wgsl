@@ -25,9 +25,9 @@
 //! variant small tiles: TILES=1 WEIGHT=0 PIECES=1 FOURS=4 QUICK=1 VEC4=0
 //! variant small tiles, divided: TILES=1 WEIGHT=0 PIECES=1 FOURS=4 DIV=1 VEC4=0
 //! variant weight, lanes, subgroups: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1
-//! variant weight, lanes, subgroups, sums: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1 A_SUMS=1 MORE=0
+//! variant weight, lanes, subgroups, sums: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 STEP=4 A_VEC=1 A_BY_ROW=0 B_VEC=0 VEC4=1 A_SUMS=1
 //! variant weight, lanes, any: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0
-//! variant weight, lanes, any, sums: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0 A_SUMS=1 MORE=0
+//! variant weight, lanes, any, sums: LANES=1 WEIGHT=1 WIDTH=8 SUBGROUP=0 ROWS=8 LOADS=8 STEP=4 A_VEC=0 A_BY_ROW=0 B_VEC=0 VEC4=0 A_SUMS=1
 //! variant weight, tiles: TILES=1 WEIGHT=1 PIECES=2 FOURS=1 QUICK=1 VEC4=1
 //! variant weight, tiles, sums: TILES=1 WEIGHT=1 PIECES=2 FOURS=1 QUICK=1 VEC4=1 A_SUMS=1
 //! variant weight, small tiles: TILES=1 WEIGHT=1 PIECES=1 FOURS=4 VEC4=0
@@ -268,10 +268,30 @@ fn lanes(
     }
     let out_at = out_place(batch);
 #if A_SUMS
-    let first_column = tile / params.tiles_m % params.tiles_n == 0u;
-    let row_count = params.rows;
-    let sums_at = batch * params.rows;
-#include row_sums
+    // Rows' sums, by tiles of the first columns. A lane has those that it has loads of: every eighth row, or all.
+    if tile / params.tiles_m % params.tiles_n == 0u {
+#if SUBGROUP
+        var sums: vec4<f32>;
+#for i in 0..${LOADS}
+        sums[${i}] = (a_sums[${i}].x + a_sums[${i}].y) + (a_sums[${i}].z + a_sums[${i}].w);
+#end
+        for (var i = 0u; i < bound(${LOADS}u, tile); i++) {
+            let r = row + i * 8u + lane;
+            if r < params.rows {
+                store_sum(batch * params.rows + r, sums.x);
+            }
+            sums = sums.yzwx;
+        }
+#else
+        var own = a_sums[0];
+#for i in 1..${ROWS}
+        own = select(own, a_sums[${i}], lane == ${i}u);
+#end
+        if lane < ${ROWS}u && row + lane < params.rows {
+            store_sum(batch * params.rows + row + lane, (own.x + own.y) + (own.z + own.w));
+        }
+#endif
+    }
 #endif
 #else
     let p = places_at(col);

@@ -8,26 +8,18 @@
 // along k; B_BY_COL: b's lie along its columns (n). K_TAIL: k is no multiple of 4. BATCHED: there are batch
 // dimensions. HALF: a and b are of halves. A_PRE, B_PRE: computed, not read. MORE: tiles have a row and a column more (see
 // lanes.wgsl). VEC4: the output is
-// stored in vec4s; TURNED: these lie along m. A_SUMS, B_SUMS: a's rows or b's columns are added up, too.
+// stored in vec4s; TURNED: these lie along m. A_SUMS, B_SUMS: TILES add up a's rows or b's columns, too.
 //! variant lanes, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, pairs, k and n contiguous, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 A_SUMS=1
 //! variant lanes, pairs, m and k contiguous, batched: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1
-//! variant lanes, pairs, m and k contiguous, batched, sums: T=f32 A_AT=2 B_AT=3 TURNED=1 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 BATCHED=1 A_SUMS=1
 //! variant lanes, pairs, m and n contiguous, odd k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1
-//! variant lanes, pairs, m and n contiguous, odd k, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=1 VEC4=1 B_SUMS=1
 //! variant lanes, pairs, odd k and n: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant lanes, pairs, odd m and k: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=1 MORE=0 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=1 VEC4=0
 //! variant lanes, pairs, one more, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=1 MORE=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant lanes, pairs, one more, k and n contiguous, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=1 MORE=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=0 B_VEC=1 B_LOOSE=1 B_BY_COL=1 K_TAIL=1 VEC4=0 A_SUMS=1
 //! variant lanes, pairs, one more, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=0 VEC4=0
-//! variant lanes, pairs, one more, m and k contiguous, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=1 A_VEC=1 A_LOOSE=1 A_BY_ROW=1 B_VEC=1 B_LOOSE=1 B_BY_COL=0 K_TAIL=0 VEC4=0 B_SUMS=1
 //! variant lanes, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
 //! variant lanes, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
-//! variant lanes, k and n contiguous, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 A_SUMS=1
 //! variant lanes, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1
-//! variant lanes, m and k contiguous, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 A_SUMS=1
 //! variant lanes, any strides: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0
-//! variant lanes, any strides, sums: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 B_SUMS=1
 //! variant tiles of 128, k and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1
 //! variant tiles of 128, k and n contiguous, sums: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=16 THREADS=256 DEPTH=16 BOTH=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 BATCHED=1 A_SUMS=1
 //! variant tiles of 128 by 64, m and n contiguous: T=f32 A_AT=2 B_AT=3 TILES=1 PIECES=2 DOWN=16 ACROSS=8 THREADS=128 DEPTH=8 BOTH=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1
@@ -43,7 +35,6 @@
 //! variant rows times vector: T=f32 A_AT=2 B_AT=3 COLUMN=1 AXPY=1 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=0
 //! variant any, i32: T=i32 A_AT=2 B_AT=3 ANY=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 BATCHED=1
 //! variant any, f32: T=f32 A_AT=2 B_AT=3 ANY=1 FLOAT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0
-//! variant any, f32, sums: T=f32 A_AT=2 B_AT=3 ANY=1 FLOAT=1 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=0 K_TAIL=0 VEC4=0 A_SUMS=1
 //! variant lanes, halves, pairs, k and n contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=32 LOADS=4 FOURS=2 MORE=0 A_VEC=1 A_BY_ROW=0 B_VEC=1 B_BY_COL=1 K_TAIL=0 VEC4=1 HALF=1
 //! variant lanes, halves, pairs, any strides: T=f32 A_AT=3 B_AT=2 LANES=1 SUBGROUP=1 PAIRS=1 ROWS=16 LOADS=2 FOURS=2 MORE=0 A_VEC=0 A_BY_ROW=0 B_VEC=0 B_BY_COL=1 K_TAIL=1 VEC4=0 HALF=1
 //! variant lanes, halves, m and k contiguous: T=f32 A_AT=2 B_AT=3 LANES=1 SUBGROUP=0 ROWS=8 LOADS=8 FOURS=1 MORE=0 A_VEC=1 A_BY_ROW=1 B_VEC=1 B_BY_COL=0 K_TAIL=0 VEC4=1 HALF=1
@@ -480,38 +471,15 @@ fn any_strides(
     let x = at.a + i / params.n % params.m * params.a_m;
     let y = at.b + i % params.n * params.b_n;
     var sum = ${T}();
-#for X in A, B
-#if ${X}_SUMS
-    // By k modulo 4, as tiles have them.
-    var sums: vec4<f32>;
-#endif
-#end
     let depth = bound(params.k, i);
     for (var k = 0u; k < depth; k++) {
-        let own_a = a_one(x + k * params.a_k);
-        let own_b = b_one(y + k * params.b_k);
-#for X x in A a, B b
-#if ${X}_SUMS
-        sums += select(vec4<f32>(), vec4<f32>(own_${x}), vec4<u32>(k % 4u) == vec4<u32>(0u, 1u, 2u, 3u));
-#endif
-#end
 #if FLOAT
         // As tiles do, whose bits these are to be: some drivers round once in it.
-        sum = fma(own_a, own_b, sum);
+        sum = fma(a_one(x + k * params.a_k), b_one(y + k * params.b_k), sum);
 #else
-        sum += own_a * own_b;
+        sum += a_one(x + k * params.a_k) * b_one(y + k * params.b_k);
 #endif
     }
-#if A_SUMS
-    if i % params.n == 0u {
-        store_sum(at.out / params.n + i / params.n % params.m, (sums.x + sums.y) + (sums.z + sums.w));
-    }
-#endif
-#if B_SUMS
-    if i / params.n % params.m == 0u {
-        store_sum(at.out / params.m + i % params.n, (sums.x + sums.y) + (sums.z + sums.w));
-    }
-#endif
     store_at(params.out_offset + i, i % params.n, sum);
 }
 #endif

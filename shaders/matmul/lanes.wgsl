@@ -33,16 +33,6 @@ fn lanes(
     var beside: vec4<f32>;
     var corner: f32;
 #endif
-#if A_SUMS
-    var a_sums: array<vec4<f32>, ${LOADS}>;
-    var a_more: f32;
-#endif
-#if B_SUMS
-#for q in 0..4
-    var b_sums${q}: array<vec4<f32>, ${FOURS}>;
-#end
-    var b_more: f32;
-#endif
 #if A_LOOSE
 #if A_BY_ROW
 #else
@@ -189,24 +179,6 @@ fn lanes(
         }
 #end
 #endif
-#if A_SUMS
-#for i in 0..${LOADS}
-        a_sums[${i}] += x[${i}];
-#end
-#if MORE
-        a_more += more_a;
-#endif
-#endif
-#if B_SUMS
-#for q in 0..4
-#for c in 0..${FOURS}
-        b_sums${q}[${c}] += y${q}[${c}];
-#end
-#end
-#if MORE
-        b_more += more_b;
-#endif
-#endif
 #if MORE
 #for q in 0..4
         {
@@ -262,15 +234,6 @@ fn lanes(
 #end
 #end
     }
-#if A_SUMS
-    let first_column = left == 0u;
-    let row_count = params.m;
-    let sums_at = at.out / params.n;
-#include row_sums
-#endif
-#if B_SUMS
-#include column_sums
-#endif
     // Indexing acc at run time would force it to memory, and a store for each row would be much code, which software
     // drivers take long to compile: blocks of four rows are picked, and theirs move up one by one.
     let blocks = (min(${ROWS}u, params.m - row) + 3u) / 4u;

@@ -48,8 +48,8 @@ pub struct Caps {
     pub split_reduction: fn(outputs: usize, reduced: usize, columns: bool) -> usize,
     /// Where structured ops may compute their inputs: what that costs. `None`: all inputs lie in memory.
     pub prologues: Option<Prices>,
-    /// Whether ops may sum up rows of what they read.
-    pub sums: bool,
+    /// Whether an op of this name may sum up rows of what it reads.
+    pub sums: fn(&str) -> bool,
     /// The sums of a product of `[batches, m, k]` and `[batches, k, n]` are cut in so many partial ones first.
     pub split_product: fn([usize; 4]) -> usize,
 }

@@ -122,8 +122,16 @@ fn the_op_in_a_fused_kernel_is_named() {
     let (_, report) = diff(&device, || (wrong(&x.matmul(&x.t())) * 3).detach()).unwrap();
     assert_eq!(report.first().unwrap().op.clone().unwrap().op, "wrong", "{report}");
 
-    // Behind sums that a product computes besides.
-    let (_, report) = diff(&device, || (x.t().matmul(&x).detach(), wrong(&x.sum_dim(0, false)))).unwrap();
+    // Behind sums that a weight's gradient computes besides.
+    let on = crate::options().device(&device);
+    let (images, w, g) =
+        (on.rand([2, 3, 6, 6]), on.rand([4, 3, 3, 3]).requires_grad_(true), on.rand([2, 4, 4, 4]));
+    device.flush();
+    let (_, report) = diff(&device, || {
+        let y = images.conv2d(&w, None);
+        (crate::autograd::grad_with(&[&y], &[&w], &g).unwrap(), wrong(&g.sum_dim([0, 2, 3], false)))
+    })
+    .unwrap();
     assert_eq!(report.kernels.len(), 1, "{report}");
     assert_eq!(report.first().unwrap().op.clone().unwrap().op, "wrong", "{report}");
 }

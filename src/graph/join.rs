@@ -21,7 +21,7 @@ pub fn join_sums(
     while at < steps.len() {
         let found = summed(&steps[at]).and_then(|(value, reduce)| {
             let cut = (caps.split_reduction)(reduce.outputs(), reduce.reduced(), of_columns(reduce)) > 1;
-            hosts(steps, value, reduce).find(|(host, sums)| {
+            hosts(steps, caps, value, reduce).find(|(host, sums)| {
                 let bindings = steps[*host].values.len() + steps[at].values.len();
                 // A kernel for the parts is one too many, where the whole would take no more.
                 (cut || sums.rows.parts() == 1)
@@ -88,12 +88,13 @@ fn summed(step: &Step) -> Option<(Value, &Reduce)> {
 /// The ops that read a value row by row as it is summed up.
 fn hosts<'a>(
     steps: &'a [Step],
+    caps: &'a Caps,
     value: Value,
     reduce: &'a Reduce,
 ) -> impl Iterator<Item = (usize, Sums)> + 'a {
     steps.iter().enumerate().filter_map(move |(i, step)| {
         let Body::Structured(call) = &step.kernel.body else { return None };
-        if call.sums.is_some() {
+        if call.sums.is_some() || !(caps.sums)(call.op.0.name()) {
             return None;
         }
         (0..call.inputs.len()).find_map(|input| {

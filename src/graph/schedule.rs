@@ -156,7 +156,7 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
         }
     }
     let mut partials = 0;
-    if caps.sums && !graph.watched {
+    if !graph.watched {
         join::join_sums(&mut steps, caps, &mut bytes, &mut partials);
     }
     arrange::split_reductions(&mut steps, caps, &mut bytes, &mut partials);

@@ -349,7 +349,6 @@ impl Problem {
             .flag("WEIGHT", self.weight)
             .flag("DIV", self.div)
             .flag("A_SUMS", self.sums)
-            .value("MORE", 0)
             .flag("VEC4", store4 && !matches!(kernel, Kernel::Dot(_)));
         let (entry, defines, tile_m, tile_n) = match kernel {
             Kernel::Lanes { rows, width, subgroup } => {

@@ -297,9 +297,7 @@ pub(super) fn ways(call: &Structured, adapter: &AdapterInfo) -> Option<Ways> {
     let [a, b] = [&problem.a, &problem.b].map(order);
     let halves = if problem.halves { " halves" } else { "" };
     let loose = if problem.is_aligned() { "" } else { " loose" };
-    // They take registers that large tiles lack.
-    let sums = if call.sums.is_some() { " sums" } else { "" };
-    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}{loose}{sums}");
+    let mut key = format!("matmul {batches}x{m}x{n}x{k} {a:?} {b:?} +{operands}{halves}{loose}");
     for pre in &call.pre {
         let _ = write!(key, " {}:{}", pre.input, pre.program.insts.len());
     }

@@ -201,6 +201,14 @@ pub fn split_for(class: AdapterClass) -> fn(usize, usize, bool) -> usize {
     }
 }
 
+/// Which ops sum up rows of what they read. On a software adapter a product's tiles have no registers to spare.
+pub fn sums_for(class: AdapterClass) -> fn(&str) -> bool {
+    match class {
+        AdapterClass::Software => |op| op != "matmul",
+        AdapterClass::Integrated | AdapterClass::Discrete => |_| true,
+    }
+}
+
 /// What computing an operand of a product where it is read costs on an adapter of this class. Of a software adapter
 /// fitted to measurements, in units of 0.025 ns; of GPUs estimated by the rates of arithmetic, caches, memory and launches.
 pub fn prices(class: AdapterClass) -> Prices {

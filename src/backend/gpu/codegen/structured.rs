@@ -34,6 +34,9 @@ pub fn structured(
     let bare = Fill { defines: &call.defines, ..Fill::default() };
     let bare = template::expand(text, library, &bare).map_err(wrong)?;
 
+    if s.sums.is_some() && !bare.contains("store_sum(") {
+        return Err(wrong("this kernel adds up no rows".into()));
+    }
     let wide = call.defines.iter().any(|(n, v)| *n == "VEC4" && v != "0");
     let handed = (template::directive(text, "epilogue") == Some("at")).then(|| handed(s));
     let store = if handed.is_some() { "store_at(" } else { "store(" };

@@ -8,7 +8,7 @@ use crate::graph::device::Device;
 use crate::prelude::*;
 
 /// The adapter, as one of another class, with other prices.
-pub(super) fn priced(class: AdapterClass, prices: Prices) -> Device {
+fn priced(class: AdapterClass, prices: Prices) -> Device {
     Device::new(Arc::new(another(|info, caps| {
         info.class = class;
         // So many as every adapter has, one for the status words left out.
