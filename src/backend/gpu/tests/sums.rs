@@ -108,7 +108,7 @@ fn what_does_not_fit_is_summed_up_by_itself() {
         let (x, w) = (x(d), w(d));
         vec![x.t().matmul(&w), x.sum_dim(0, false), w.sum_dim(0, false)]
     });
-    // What is read by several rows is there once; a vector; nothing to add up; and too many columns beside it.
+    // What is read by several rows is there once; a vector; and too many columns beside it.
     agree(d, 2, &|d| {
         let x = values(d, &[20], 0.1).expand([36, 20]);
         vec![x.t().matmul(&w(d)), values(d, &[20], 0.1).sum_dim(0, false)]
