@@ -131,6 +131,13 @@ mod table {
                 expand_for_check(library, text, &defines, looks).map_err(|e| format!("{path}: {e}"))
             };
             let wgsl = expand(false)?;
+            // What is generated around a template reads such a buffer as one of fours, or of words of two halves.
+            if let Some(at) = wgsl.find("array<vec2<f32>>") {
+                let line = wgsl[..at].lines().count();
+                return Err(format!(
+                    "{path}: line {line}: a buffer of vec2<f32>, which an epilogue could not read"
+                ));
+            }
             let on = |wanted: &str| defines.iter().any(|(name, value)| name == wanted && value != "0");
             let extras = lint::Extras {
                 subgroups: on("SUBGROUP") || on("COOP"),

@@ -4,7 +4,7 @@
 // NaNs the last, of equals the first), AVERAGE the mean. Of g [planes, windows_h, windows_w], for each element of the
 // image: SPREAD the shares of the windows' means, SCATTER the sum of the windows whose index it is (y are indices),
 // FIRST the same where windows do not overlap, found again in the image (y), by window.
-// SQUARES: windows of 2 x 2 side by side, 1 or 2 at a time, read in vectors of their WIDE elements; MAX, AVERAGE, or FIRST.
+// SQUARES: windows of 2 x 2 side by side, so many at a time, if PAIRS two, read in vec4s; MAX, AVERAGE, or FIRST.
 // UNROLL: taps in each turn of the inner loop, for windows past the turns that software drivers grant.
 //! variant max: R=f32 MAX=1 UNROLL=1 WIDTH=64
 //! variant max, unrolled: R=f32 MAX=1 UNROLL=2 WIDTH=8
@@ -13,11 +13,11 @@
 //! variant spread: R=f32 SPREAD=1 UNROLL=1 WIDTH=64
 //! variant scatter: R=f32 SCATTER=1 UNROLL=1 WIDTH=8
 //! variant first: R=f32 FIRST=1 UNROLL=1 WIDTH=8
-//! variant max, two squares: R=f32 MAX=1 SQUARES=2 WIDE=4 UNROLL=1 WIDTH=8
-//! variant average, two squares: R=f32 AVERAGE=1 SQUARES=2 WIDE=4 UNROLL=1 WIDTH=8
-//! variant average, squares: R=f32 AVERAGE=1 SQUARES=1 WIDE=2 UNROLL=1 WIDTH=8
-//! variant first, two squares: R=f32 FIRST=1 SQUARES=2 WIDE=4 UNROLL=1 WIDTH=64 VEC4=1
-//! variant first, squares: R=f32 FIRST=1 SQUARES=1 WIDE=2 UNROLL=1 WIDTH=8 VEC4=0
+//! variant max, two squares: R=f32 MAX=1 SQUARES=2 PAIRS=1 UNROLL=1 WIDTH=8 IMAGE=x
+//! variant average, two squares: R=f32 AVERAGE=1 SQUARES=2 PAIRS=1 UNROLL=1 WIDTH=8 IMAGE=x
+//! variant average, squares: R=f32 AVERAGE=1 SQUARES=1 UNROLL=1 WIDTH=8 IMAGE=x
+//! variant first, two squares: R=f32 FIRST=1 SQUARES=2 PAIRS=1 UNROLL=1 WIDTH=64 VEC4=1 IMAGE=y
+//! variant first, squares: R=f32 FIRST=1 SQUARES=1 UNROLL=1 WIDTH=8 VEC4=0 IMAGE=y
 
 struct Params {
     // Results: of planes, rows and columns (of so many windows, if they are squares).
@@ -49,12 +49,12 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 #import nan
-#if SQUARES
+#if PAIRS
 #if FIRST
 @group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> y: array<vec${WIDE}<f32>>;
+@group(0) @binding(3) var<storage, read> y: array<vec4<f32>>;
 #else
-@group(0) @binding(2) var<storage, read> x: array<vec${WIDE}<f32>>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 #endif
 #else
 @group(0) @binding(2) var<storage, read> x: array<f32>;
@@ -68,6 +68,14 @@ struct Params {
 #epilogue
 
 #if SQUARES
+// Neighbours in a row of the image: four, or (the others are zeros) two.
+fn four(at: u32) -> vec4<f32> {
+#if PAIRS
+    return ${IMAGE}[at / 4u];
+#else
+    return vec4<f32>(${IMAGE}[at], ${IMAGE}[at + 1u], 0.0, 0.0);
+#endif
+}
 #else
 // What the mean of the window at (h, w) is divided by. Where padding counts, that past the last window's reach does
 // not.
@@ -114,17 +122,17 @@ fn pool(
             return;
         }
 #if SQUARES
-        let image = (plane * params.size_h + 2u * h) * params.size_w + ${WIDE}u * w;
+        let image = (plane * params.size_h + 2u * h) * params.size_w + 2u * ${SQUARES}u * w;
         let next_row = image + params.size_w;
         let window = (plane * params.windows_h + h) * params.windows_w + ${SQUARES}u * w;
 #if FIRST
-        let above = y[(params.y_offset + image) / ${WIDE}u];
-        let below = y[(params.y_offset + next_row) / ${WIDE}u];
-        var to_above: vec${WIDE}<f32>;
-        var to_below: vec${WIDE}<f32>;
+        let above = four(params.y_offset + image);
+        let below = four(params.y_offset + next_row);
+        var to_above: vec4<f32>;
+        var to_below: vec4<f32>;
 #else
-        let above = x[(params.x_offset + image) / ${WIDE}u];
-        let below = x[(params.x_offset + next_row) / ${WIDE}u];
+        let above = four(params.x_offset + image);
+        let below = four(params.x_offset + next_row);
 #endif
 #for i in 0..${SQUARES}
         {

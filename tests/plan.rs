@@ -258,14 +258,19 @@ fn a_training_step() {
     assert!(stats.dispatches <= 10, "{} dispatches", stats.dispatches);
 }
 
-/// The memory of the benchmarks' training steps, as planned: within a tenth of what is alive at one time, all inputs and
-/// results included; and parameters and what optimizers keep of them are overwritten, wherever the update is fused.
+/// The benchmarks' training steps have PyTorch's losses, and take memory, as planned, within a tenth of what is alive at one
+/// time, all inputs and results included; and parameters and what optimizers keep of them are overwritten, wherever the
+/// update is fused.
 #[test]
 fn a_training_step_takes_little_more_memory_than_is_alive() {
     let _alone = alone();
-    let most = [("mlp_step", 7_100_000.0), ("cnn_step", 9_000_000.0), ("gpt_step", 15_700_000.0)];
+    let steps = [
+        ("mlp_step", 7_100_000.0, [2.2963, 2.2871]),
+        ("cnn_step", 9_000_000.0, [2.2978, 2.1450]),
+        ("gpt_step", 15_700_000.0, [4.3249, 3.9285]),
+    ];
     for device in devices() {
-        for (name, most) in most {
+        for (name, most, losses) in steps {
             let named = workloads::all().into_iter().find(|w| w.name == name).unwrap();
             let facts = ((named.make)(&device).unwrap().check)().unwrap();
             let fact = |name: &str| facts.iter().find(|f| f.0 == name).unwrap().1;
@@ -273,6 +278,10 @@ fn a_training_step_takes_little_more_memory_than_is_alive() {
             eprintln!("{name} on {device}: {taken} bytes, {:.3} of {least}", taken / least);
             assert!(taken <= 1.1 * least, "{name} on {device}: {taken} bytes, for {least} alive at one time");
             assert!(taken <= most, "{name} on {device}: {taken} bytes");
+            // PyTorch's: half a digit for its printing, as much for the order of sums.
+            for (step, loss) in ["loss1", "loss5"].into_iter().zip(losses) {
+                assert!((fact(step) - loss).abs() < 1e-4, "{name} on {device}: {step} is {}", fact(step));
+            }
         }
     }
 }

@@ -17,19 +17,18 @@ pub(super) fn calls(op: &Pool2d, call: &Structured, adapter: &AdapterInfo) -> Ve
     plan.map(|plan| plan.call(op, call)).into_iter().collect()
 }
 
-/// How many windows of 2 x 2 are read at a time, in vectors; 0 where windows are others.
+/// How many windows of 2 x 2 are read at a time (two in `vec4`s); 0 where windows are others.
 pub(crate) fn squares(op: &Pool2d, call: &Structured) -> usize {
     let w = &op.windows;
     let image = match op.kind {
         Kind::Max => 0,
         Kind::Average if w.divisor == 0 => 0,
         // All elements must be in some window.
-        Kind::First if w.size[0].is_multiple_of(2) => 1,
+        Kind::First if w.size.iter().all(|n| n.is_multiple_of(2)) => 1,
         _ => return 0,
     };
-    let sizes = [w.size[1], call.inputs[image].1.offset];
-    let fits = |squares: &usize| sizes.iter().all(|n| n.is_multiple_of(2 * squares));
-    [2, 1].into_iter().find(|squares| w.are_pairs() && fits(squares)).unwrap_or(0)
+    let fours = [w.size[1], call.inputs[image].1.offset].iter().all(|n| n.is_multiple_of(4));
+    usize::from(w.are_pairs()) * if fours { 2 } else { 1 }
 }
 
 /// How results are shared among invocations.
@@ -115,7 +114,8 @@ impl Plan {
             .value("WIDTH", self.width)
             .value("UNROLL", self.unroll)
             .value("SQUARES", self.squares)
-            .value("WIDE", 2 * self.squares)
+            .flag("PAIRS", self.squares == 2)
+            .value("IMAGE", if op.kind == Kind::First { "y" } else { "x" })
             .flag("MAX", op.kind == Kind::Max)
             .flag("INDEX", op.kind == Kind::Index)
             .flag("AVERAGE", op.kind == Kind::Average)

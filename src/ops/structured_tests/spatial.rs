@@ -283,6 +283,17 @@ fn elements(w: &Windows, window: &[usize]) -> Vec<usize> {
         .collect()
 }
 
+/// The same with its second input added.
+#[cfg(feature = "gpu")]
+fn plus_image(mut call: Structured) -> Structured {
+    let layout = call.inputs[1].1.clone();
+    call.post.loads.push(Access { binding: 1, dtype: F32, layout });
+    let args = [0u16, 1].into_iter().collect();
+    call.post.insts.extend([Inst::Load(0), Inst::Op { op: &ADD, operand: F32, result: F32, args }]);
+    call.post.stores[0].value = 2;
+    call
+}
+
 #[test]
 fn pools_of_every_shape() {
     let (one, none) = ([1, 1], [0, 0]);
@@ -382,6 +393,14 @@ fn pools_of_every_shape() {
                     let call = call(forced, &inputs, shape, dtype);
                     let name = format!("{kind:?}, case {number}, software {software}, squares {most}");
                     close(&name, &floats(run(&*gpu(), &call, &data).unwrap()), expected, 2e-5);
+                    if kind == Kind::First {
+                        // An epilogue that reads the image too, as that of relu's gradient does.
+                        let values = f32::from_bytes(&data[1]);
+                        let sums: Vec<f64> =
+                            expected.iter().zip(&values[4..]).map(|(v, &x)| v + f64::from(x)).collect();
+                        let got = run(&*gpu(), &plus_image(call), &data).unwrap();
+                        close(&format!("{name} + the image"), &got, &sums, 2e-5);
+                    }
                 }
             }
         }
