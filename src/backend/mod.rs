@@ -48,8 +48,6 @@ pub struct Caps {
     pub split_reduction: fn(outputs: usize, reduced: usize, columns: bool) -> usize,
     /// Where structured ops may compute their inputs: what that costs. `None`: all inputs lie in memory.
     pub prologues: Option<Prices>,
-    /// Whether an op of this name may sum up rows of what it reads.
-    pub sums: fn(&str) -> bool,
     /// The sums of a product of `[batches, m, k]` and `[batches, k, n]` are cut in so many partial ones first.
     pub split_product: fn([usize; 4]) -> usize,
 }
@@ -72,6 +70,8 @@ pub struct Prices {
     pub round_trip: usize,
     /// A kernel of its own, for all elements together. (It counts for no more than two round trips.)
     pub dispatch: usize,
+    /// Whether a product's tiles leave registers for sums of rows.
+    pub registers: bool,
 }
 
 /// How several values may lie in one buffer.

@@ -13,12 +13,7 @@ use crate::backend::Caps;
 
 /// A reduction of much to little has too few outputs to keep a GPU busy: it becomes one of `cuts` partial
 /// results for each output, and one of those.
-pub fn split_reductions(
-    steps: &mut Vec<Step>,
-    caps: &Caps,
-    bytes: &mut HashMap<Value, usize>,
-    partials: &mut usize,
-) {
+pub fn split_reductions(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<Value, usize>) {
     let mut out = Vec::with_capacity(steps.len());
     for mut step in steps.drain(..) {
         if let Body::Reduce(reduce) = &step.kernel.body {
@@ -29,7 +24,7 @@ pub fn split_reductions(
                 && cuts > 1
                 && reduce.pre.shape[dim] > 1
             {
-                let partial = new_partial(partials);
+                let partial = new_partial(bytes);
                 let (first, n) = partial_steps(&step, reduce, dim, cuts, partial);
                 bytes.insert(partial, n * reduce.outputs() * reduce.dtype.size());
                 let last = combine_step(&step, reduce, n, partial, of_columns(reduce));
@@ -42,9 +37,9 @@ pub fn split_reductions(
     *steps = out;
 }
 
-pub(super) fn new_partial(partials: &mut usize) -> Value {
-    *partials += 1;
-    Value::Partial(*partials - 1)
+/// One beside those whose sizes are known.
+pub(super) fn new_partial(bytes: &HashMap<Value, usize>) -> Value {
+    Value::Partial(bytes.keys().filter(|value| matches!(value, Value::Partial(_))).count())
 }
 
 /// Whether neighbours in memory belong to different outputs.

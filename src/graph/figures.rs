@@ -75,9 +75,8 @@ impl Kernel {
                     }
                 }
                 figures.structured = s.op.0.flops(s);
-                let summed = s.sums.as_ref().map_or(0, |sums| sums.rows.layout.numel() as u64);
-                figures.elementwise += summed;
-                figures.cost += summed;
+                figures.elementwise += s.summed();
+                figures.cost += s.summed();
             }
         }
         for (i, (touched, binding)) in bindings.iter().zip(&self.bindings).enumerate() {

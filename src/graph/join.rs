@@ -8,20 +8,15 @@ use super::kernel::{Binding, Body, Reduce, ReduceOp, Rows, Sums};
 use super::layout::Layout;
 use super::program::{Access, Inst, Program};
 use super::schedule::{Step, Value};
-use crate::backend::Caps;
+use crate::backend::{Caps, Prices};
 
-/// Leaves sums to ops. What these give in parts is put together by a kernel of its own, as that of a large sum's parts is.
-pub fn join_sums(
-    steps: &mut Vec<Step>,
-    caps: &Caps,
-    bytes: &mut HashMap<Value, usize>,
-    partials: &mut usize,
-) {
+/// Leaves sums to ops.
+pub fn join_sums(steps: &mut Vec<Step>, caps: &Caps, bytes: &mut HashMap<Value, usize>) {
     let mut at = 0;
-    while at < steps.len() {
-        let found = summed(&steps[at]).and_then(|(value, reduce)| {
+    while let (Some(step), Some(prices)) = (steps.get(at), &caps.prologues) {
+        let found = summed(step).and_then(|(value, reduce)| {
             let cut = (caps.split_reduction)(reduce.outputs(), reduce.reduced(), of_columns(reduce)) > 1;
-            hosts(steps, caps, value, reduce).find(|(host, sums)| {
+            hosts(steps, prices, value, reduce).find(|(host, sums)| {
                 let bindings = steps[*host].values.len() + steps[at].values.len();
                 // A kernel for the parts is one too many, where the whole would take no more.
                 (cut || sums.rows.parts() == 1)
@@ -29,42 +24,49 @@ pub fn join_sums(
                     && are_independent(steps, *host, at)
             })
         });
-        let Some((host, mut sums)) = found else {
-            at += 1;
-            continue;
-        };
-        let parts = sums.rows.parts();
-        if parts == 1 {
-            let step = steps.remove(at);
-            let host = &mut steps[if host > at { host - 1 } else { host }];
-            let (body, mut origin) = take_in(host, step);
-            let (Body::Reduce(reduce), Some(mut insts)) = (body, origin.insts.pop()) else { continue };
-            for (inst, node) in reduce.post.insts.iter().zip(&mut insts) {
-                if matches!(inst, Inst::Anchor(_)) {
-                    *node = origin.anchor;
-                }
+        match found {
+            None => at += 1,
+            Some((host, sums)) if sums.rows.parts() == 1 => {
+                let step = steps.remove(at);
+                join(&mut steps[if host > at { host - 1 } else { host }], step, sums);
             }
-            sums.post = reduce.post;
-            attach(host, sums, insts);
-            continue;
+            Some((host, sums)) => {
+                join_parts(steps, host, at, sums, bytes);
+                at += 1;
+            }
         }
-        let Body::Reduce(reduce) = &steps[at].kernel.body else { continue };
-        let partial = new_partial(partials);
-        let dtype = reduce.dtype;
-        let to = Layout::contiguous(&[parts, reduce.outputs()]);
-        let combined = combine_step(&steps[at], reduce, parts, partial, true);
-        let anchor = std::mem::replace(&mut steps[at], combined).origin.anchor;
-        bytes.insert(partial, to.numel() * dtype.size());
-        let host = &mut steps[host];
-        host.values.push(partial);
-        host.kernel.bindings.push(Binding { dtype, written: true });
-        host.kernel.label.push_str("|sum_part");
-        let binding = (host.values.len() - 1) as u16;
-        sums.post = anchor_only(dtype, Access { binding, dtype, layout: to });
-        sums.post.collapse(0);
-        attach(host, sums, vec![anchor]);
-        at += 1;
     }
+}
+
+/// The op stores what the reduction would have stored.
+fn join(host: &mut Step, step: Step, mut sums: Sums) {
+    let (body, mut origin) = take_in(host, step);
+    let (Body::Reduce(reduce), Some(mut insts)) = (body, origin.insts.pop()) else { return };
+    for (inst, node) in reduce.post.insts.iter().zip(&mut insts) {
+        if matches!(inst, Inst::Anchor(_)) {
+            *node = origin.anchor;
+        }
+    }
+    sums.post = reduce.post;
+    attach(host, sums, insts);
+}
+
+/// The op stores sums in parts, and the reduction adds up these, as it does a large sum's.
+fn join_parts(steps: &mut [Step], host: usize, at: usize, mut sums: Sums, bytes: &mut HashMap<Value, usize>) {
+    let Body::Reduce(reduce) = &steps[at].kernel.body else { return };
+    let (parts, dtype, partial) = (sums.rows.parts(), reduce.dtype, new_partial(bytes));
+    let to = Layout::contiguous(&[parts, reduce.outputs()]);
+    let combined = combine_step(&steps[at], reduce, parts, partial, true);
+    let anchor = std::mem::replace(&mut steps[at], combined).origin.anchor;
+    bytes.insert(partial, to.numel() * dtype.size());
+    let host = &mut steps[host];
+    host.values.push(partial);
+    host.kernel.bindings.push(Binding { dtype, written: true });
+    host.kernel.label.push_str("|sum_part");
+    let binding = (host.values.len() - 1) as u16;
+    sums.post = anchor_only(dtype, Access { binding, dtype, layout: to });
+    sums.post.collapse(0);
+    attach(host, sums, vec![anchor]);
 }
 
 fn attach(host: &mut Step, sums: Sums, insts: Vec<Option<u32>>) {
@@ -88,19 +90,19 @@ fn summed(step: &Step) -> Option<(Value, &Reduce)> {
 /// The ops that read a value row by row as it is summed up.
 fn hosts<'a>(
     steps: &'a [Step],
-    caps: &'a Caps,
+    prices: &'a Prices,
     value: Value,
     reduce: &'a Reduce,
 ) -> impl Iterator<Item = (usize, Sums)> + 'a {
     steps.iter().enumerate().filter_map(move |(i, step)| {
         let Body::Structured(call) = &step.kernel.body else { return None };
-        if call.sums.is_some() || !(caps.sums)(call.op.0.name()) {
+        if call.sums.is_some() {
             return None;
         }
         (0..call.inputs.len()).find_map(|input| {
             let rows = (call.binding(input))
                 .filter(|&binding| step.values[binding] == value)
-                .and_then(|_| call.op.0.rows(call, input))
+                .and_then(|_| call.op.0.rows(call, input, prices))
                 .filter(|rows| are_summed(rows, reduce))?;
             Some((i, Sums { input, rows, post: Program::default() }))
         })

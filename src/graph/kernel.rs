@@ -202,10 +202,7 @@ impl Body {
         match self {
             Body::Map(programs) => programs.iter().collect(),
             Body::Reduce(r) => smallvec![&r.pre, &r.post],
-            Body::Structured(s) => {
-                let pre = s.pre.iter().map(|pre| &pre.program);
-                pre.chain([&s.post]).chain(s.sums.iter().map(|sums| &sums.post)).collect()
-            }
+            Body::Structured(s) => s.programs().collect(),
         }
     }
 
@@ -231,6 +228,16 @@ impl Structured {
     pub fn binding(&self, input: usize) -> Option<usize> {
         let before = self.pre.iter().filter(|pre| pre.input < input).count();
         if self.prologue(input).is_some() { None } else { Some(input - before) }
+    }
+
+    pub fn programs(&self) -> impl Iterator<Item = &Program> {
+        let pre = self.pre.iter().map(|pre| &pre.program);
+        pre.chain([&self.post]).chain(self.sums.iter().map(|sums| &sums.post))
+    }
+
+    /// How many elements it adds up besides.
+    pub fn summed(&self) -> u64 {
+        self.sums.as_ref().map_or(0, |sums| sums.rows.layout.numel() as u64)
     }
 
     /// How many inputs are in memory.
@@ -281,7 +288,7 @@ pub trait StructuredOp: fmt::Debug + Send + Sync {
         false
     }
     /// How it meets an input in memory of which its GPU kernels can sum up rows besides.
-    fn rows(&self, _call: &Structured, _input: usize) -> Option<Rows> {
+    fn rows(&self, _call: &Structured, _input: usize, _prices: &Prices) -> Option<Rows> {
         None
     }
     /// Fewest operations that compute it, for plan reports and benchmarks.

@@ -155,11 +155,10 @@ pub fn schedule(graph: &Graph, caps: &Caps) -> Schedule {
             bytes.insert(Value::Node(i), numel(&node.shape) * node.dtype.size());
         }
     }
-    let mut partials = 0;
     if !graph.watched {
-        join::join_sums(&mut steps, caps, &mut bytes, &mut partials);
+        join::join_sums(&mut steps, caps, &mut bytes);
     }
-    arrange::split_reductions(&mut steps, caps, &mut bytes, &mut partials);
+    arrange::split_reductions(&mut steps, caps, &mut bytes);
     let steps = arrange::merge_maps(arrange::order(steps, &graph.leaves, &bytes), caps);
     Schedule { steps, bytes }
 }

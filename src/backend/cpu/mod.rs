@@ -59,7 +59,6 @@ const CAPS: Caps = Caps {
     // A reduction is cut in parts where it is computed.
     split_reduction: |_, _, _| 1,
     prologues: None,
-    sums: |_| false,
     split_product: |_| 1,
 };
 

@@ -207,7 +207,6 @@ fn open(adapter: &wgpu::Adapter) -> Result<Gpu, Fault> {
         },
         split_reduction: codegen::split_for(info.class),
         prologues: Some(codegen::prices(info.class)),
-        sums: codegen::sums_for(info.class),
         split_product: crate::ops::matmul::split_for(info.class),
     };
     let pool = Pool::new(device.clone(), queue.clone(), caps.max_binding_bytes as u64);

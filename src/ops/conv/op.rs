@@ -1,6 +1,7 @@
 //! The structured op of convolutions and their gradients.
 
 use super::cpu;
+use crate::backend::Prices;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::{AdapterInfo, ShaderCall};
 use crate::graph::dtype::DType;
@@ -135,7 +136,7 @@ impl StructuredOp for Conv2d {
         true
     }
 
-    fn rows(&self, call: &Structured, input: usize) -> Option<Rows> {
+    fn rows(&self, call: &Structured, input: usize, _: &Prices) -> Option<Rows> {
         let g = &self.geometry;
         let each = g.part_rows(self.parts) * g.places[1];
         // A few filters have kernels that cannot do it, and so have great depths.

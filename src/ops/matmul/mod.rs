@@ -66,12 +66,12 @@ impl StructuredOp for Matmul {
         (in_fours || !prices.fours).then(|| other.div_ceil(tile))
     }
 
-    fn rows(&self, call: &Structured, input: usize) -> Option<Rows> {
+    fn rows(&self, call: &Structured, input: usize, prices: &Prices) -> Option<Rows> {
         let (p, (dtype, layout)) = (Problem::new(call), &call.inputs[input]);
         // Vectors and halves have kernels that cannot do it, and so have great depths.
         let beside = if input == 0 { p.n } else { p.m };
         let fits = p.m.min(p.n) > 1 && p.batches() > 0 && (1..=MAX_CHAIN).contains(&p.k);
-        let fits = fits && beside <= MAX_BESIDE;
+        let fits = fits && beside <= MAX_BESIDE && prices.registers;
         if !fits || *dtype != DType::F32 || call.out_dtype != DType::F32 {
             return None;
         }
@@ -183,8 +183,6 @@ impl Operand {
 impl Problem {
     pub(in crate::ops) fn new(call: &Structured) -> Problem {
         let [(dtype, a), (_, b)] = &call.inputs[..] else { unreachable!("a product has two inputs") };
-        let after = [&call.post].into_iter().chain(call.sums.iter().map(|sums| &sums.post));
-        let programs = call.pre.iter().map(|pre| &pre.program).chain(after);
         let mut problem = Problem::of([a, b]);
         problem.a.binding = call.binding(0);
         problem.b.binding = call.binding(1);
@@ -192,8 +190,8 @@ impl Problem {
         let summed = call.sums.as_ref().map(|sums| sums.input);
         problem.a.summed = summed == Some(0);
         problem.b.summed = summed == Some(1);
-        problem.shared =
-            programs.flat_map(|p| &p.loads).any(|l| usize::from(l.binding) < call.bound_inputs());
+        let mut loads = call.programs().flat_map(|p| &p.loads);
+        problem.shared = loads.any(|l| usize::from(l.binding) < call.bound_inputs());
         problem
     }
 

@@ -29,12 +29,13 @@ impl Problem {
         if self.n != 1 && self.m == 1 { self.exchange() } else { self }
     }
 
-    fn outputs(&self) -> usize {
-        self.m * self.n * self.batches()
-    }
-
     fn is_vector(&self) -> bool {
         self.m == 1 || self.n == 1
+    }
+
+    /// How many vector elements the product of a matrix and a vector has.
+    fn outputs(&self) -> usize {
+        self.m * self.n * self.batches()
     }
 
     /// Whether the matrix may be read four rows at a time, down its columns.

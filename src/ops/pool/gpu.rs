@@ -28,7 +28,11 @@ pub(crate) fn squares(op: &Pool2d, call: &Structured) -> usize {
         _ => return 0,
     };
     let fours = [w.size[1], call.inputs[image].1.offset].iter().all(|n| n.is_multiple_of(4));
-    usize::from(w.are_pairs()) * if fours { 2 } else { 1 }
+    match (w.are_pairs(), fours) {
+        (true, true) => 2,
+        (true, false) => 1,
+        (false, _) => 0,
+    }
 }
 
 /// How results are shared among invocations.

@@ -2,8 +2,21 @@
 
 use super::spatial::weight_problem;
 use super::*;
+use crate::backend::Prices;
 use crate::graph::kernel::{Rows, Sums};
 use crate::ops::matmul::Matmul;
+
+/// Those of a GPU, as far as sums go.
+const PRICES: Prices = Prices {
+    tile: 64,
+    fours: false,
+    least: 0,
+    each: 0,
+    load: 0,
+    round_trip: 0,
+    dispatch: 0,
+    registers: true,
+};
 
 /// A call that stores the sums of an input's rows as well, behind `data` and the output.
 fn with_sums(call: &Structured, input: usize, rows: Rows, data: usize) -> Structured {
@@ -59,7 +72,7 @@ fn every_tile_of_the_product_sums_up_rows() {
             for input in [0, 1] {
                 let name = format!("{kernel:?} {batch}x{m}x{n}x{k} {ka}·{kb}, input {input}");
                 let op = call(Matmul, &inputs, &[batch, m, n], F32);
-                let rows = op.op.0.rows(&op, input).expect("a product of matrices");
+                let rows = op.op.0.rows(&op, input, &PRICES).expect("a product of matrices");
                 assert_eq!((rows.parts(), rows.layout.shape[0]), (batch, [m, n][input]), "{name}");
                 let sums = summed(&rows, [&x, &y][input]);
                 let plain = call(forced(kernel), &inputs, &[batch, m, n], F32);
@@ -84,7 +97,7 @@ fn what_the_tuner_may_choose_gives_the_same_sums() {
         let inputs = [(F32, a), (F32, b)];
         for input in [0, 1] {
             let op = call(Matmul, &inputs, &[batch, m, n], F32);
-            let rows = op.op.0.rows(&op, input).unwrap();
+            let rows = op.op.0.rows(&op, input, &PRICES).unwrap();
             // By the depth of tiles.
             let mut known: Vec<(usize, Vec<u8>)> = vec![];
             for variant in VARIANTS {
@@ -112,7 +125,7 @@ fn both_backends_sum_up_rows() {
         let expected = product(&a, &x, &b, &y);
         let plain = call(Matmul, &[(F32, a), (F32, b)], &[batch, m, n], F32);
         for input in [0, 1] {
-            let rows = plain.op.0.rows(&plain, input).unwrap();
+            let rows = plain.op.0.rows(&plain, input, &PRICES).unwrap();
             let sums = summed(&rows, [&x, &y][input]);
             let call = with_sums(&plain, input, rows, 2);
             // Of GPUs' kernels only those in tiles can do it.
@@ -126,7 +139,7 @@ fn both_backends_sum_up_rows() {
     for number in 0..16 {
         for parts in [1, 2, 7] {
             let (plain, data) = weight_problem(number, parts);
-            let Some(rows) = plain.op.0.rows(&plain, 1) else { continue };
+            let Some(rows) = plain.op.0.rows(&plain, 1, &PRICES) else { continue };
             let sums = summed(&rows, &f32::from_bytes(&data[1]));
             let call = with_sums(&plain, 1, rows, 2);
             for device in devices() {
@@ -155,7 +168,7 @@ fn every_tile_of_a_weights_gradient_sums_up_rows() {
         for number in [2, 3, 5, 6, 11, 12, 13, 15] {
             for parts in [1, 3] {
                 let (plain, mut data) = weight_problem(number, parts);
-                let Some(rows) = plain.op.0.rows(&plain, 1) else { continue };
+                let Some(rows) = plain.op.0.rows(&plain, 1, &PRICES) else { continue };
                 let mut values = f32::from_bytes(&data[1]);
                 let last = values.len() - 1;
                 values[last] = f32::INFINITY;

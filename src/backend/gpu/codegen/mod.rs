@@ -127,9 +127,8 @@ fn flops(kernel: &Kernel) -> u64 {
         Body::Map(jobs) => jobs.iter().map(|j| j.numel() as u64 * operations(&j.insts)).sum(),
         Body::Reduce(r) => reduce::flops(r),
         Body::Structured(s) => {
-            let sums = s.sums.as_ref().map_or(0, |sums| sums.rows.layout.numel() as u64);
-            let programs = kernel.body.programs().into_iter();
-            s.op.0.flops(s) + sums + programs.map(|p| p.numel() as u64 * operations(&p.insts)).sum::<u64>()
+            let around = s.programs().map(|p| p.numel() as u64 * operations(&p.insts));
+            s.op.0.flops(s) + s.summed() + around.sum::<u64>()
         }
     }
 }
@@ -201,14 +200,6 @@ pub fn split_for(class: AdapterClass) -> fn(usize, usize, bool) -> usize {
     }
 }
 
-/// Which ops sum up rows of what they read. On a software adapter a product's tiles have no registers to spare.
-pub fn sums_for(class: AdapterClass) -> fn(&str) -> bool {
-    match class {
-        AdapterClass::Software => |op| op != "matmul",
-        AdapterClass::Integrated | AdapterClass::Discrete => |_| true,
-    }
-}
-
 /// What computing an operand of a product where it is read costs on an adapter of this class. Of a software adapter
 /// fitted to measurements, in units of 0.025 ns; of GPUs estimated by the rates of arithmetic, caches, memory and launches.
 pub fn prices(class: AdapterClass) -> Prices {
@@ -222,5 +213,6 @@ pub fn prices(class: AdapterClass) -> Prices {
         AdapterClass::Integrated => (4, 13, 130, 5_000_000),
         AdapterClass::Discrete => (4, 13, 80, 100_000_000),
     };
-    Prices { tile, fours, least, each, load, round_trip, dispatch }
+    let registers = class != AdapterClass::Software;
+    Prices { tile, fours, least, each, load, round_trip, dispatch, registers }
 }

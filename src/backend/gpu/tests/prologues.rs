@@ -8,7 +8,7 @@ use crate::graph::device::Device;
 use crate::prelude::*;
 
 /// The adapter, as one of another class, with other prices.
-fn priced(class: AdapterClass, prices: Prices) -> Device {
+pub(super) fn priced(class: AdapterClass, prices: Prices) -> Device {
     Device::new(Arc::new(another(|info, caps| {
         info.class = class;
         // So many as every adapter has, one for the status words left out.
@@ -18,8 +18,16 @@ fn priced(class: AdapterClass, prices: Prices) -> Device {
 
 /// Adapters of two classes on which computing what a product reads costs nothing.
 fn eager() -> [Device; 2] {
-    let free =
-        Prices { tile: 64, fours: false, least: 0, each: 0, load: 0, round_trip: 1 << 40, dispatch: 0 };
+    let free = Prices {
+        tile: 64,
+        fours: false,
+        least: 0,
+        each: 0,
+        load: 0,
+        round_trip: 1 << 40,
+        dispatch: 0,
+        registers: false,
+    };
     [AdapterClass::Software, AdapterClass::Discrete].map(|class| priced(class, free))
 }
 

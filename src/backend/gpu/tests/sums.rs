@@ -1,7 +1,7 @@
 //! Sums that products and weights' gradients compute besides, from tensors on, against the CPU, which computes them by
 //! themselves.
 
-use super::prologues::{agree, values};
+use super::prologues::{agree, priced, values};
 use super::*;
 use crate::autograd::detect_anomaly;
 use crate::graph::device::Device;
@@ -9,10 +9,7 @@ use crate::prelude::*;
 
 /// A GPU, or an adapter of software, whose products leave sums to themselves.
 fn adapter(class: AdapterClass) -> Device {
-    Device::new(Arc::new(another(|info, caps| {
-        info.class = class;
-        (caps.prologues, caps.sums) = (Some(codegen::prices(class)), codegen::sums_for(class));
-    })))
+    priced(class, codegen::prices(class))
 }
 
 #[test]
