@@ -108,20 +108,11 @@ fn ${x}_one(at: u32) -> f32 {
 #else
 #if ${X}_VEC
 #if PAIRS
-#if ${X}_LOOSE
-@group(0) @binding(${at}) var<storage, read> ${x}: array<u64>;
-
-// Four elements from any place, which begin in a word, go on in `second`, and may end in the word with `next`.
-fn ${x}_loose(at: u32, first: u64, second: u64, next: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(moved_by_one(at % 2u == 1u, from_pairs(vec2<u64>(first, second)), next));
-}
-#else
 @group(0) @binding(${at}) var<storage, read> ${x}: array<vec2<u64>>;
 
 fn ${x}_four(at: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(from_pairs(${x}[at / 4u]));
 }
-#endif
 #else
 @group(0) @binding(${at}) var<storage, read> ${x}: array<vec4<${T}>>;
 

@@ -1,12 +1,19 @@
 // Each of 8 invocations computes ROWS rows of 4 * FOURS columns, side by side. What it costs on a CPU's SIMD lanes is
 // loads, so with subgroups a's elements, which all lanes need, are loaded by one lane each. Fours that begin in the
-// middle of a word (LOOSE) end in the word with which the next one begins: along k that is read in the next turn
-// anyway, and else by the next lane, but for the last one's, which four lanes read for the turn's four k.
+// middle of an aligned one (LOOSE) end in the next, so that one load gives a four all the same: along k the next is read
+// in the next turn anyway, and else by the next lane, but for the last one's, which four lanes read for the turn's four k.
 //
 // MORE: one row and one column more, for sizes a little past a whole number of tiles. Four lanes read the turn's four
-// elements of each, in words that LOOSE fours need anyway if they lie at their end. Each lane adds up the column for
+// elements of each, in fours that LOOSE ones need anyway if they lie at their end. Each lane adds up the column for
 // those rows of which it holds a's elements; the row is one like the others.
 const PIECES: u32 = ${ROWS}u / 4u;
+
+// Four elements from any place, of which `first` are those of the aligned four in which they begin.
+fn moved(at: u32, first: vec4<f32>, second: vec4<f32>) -> vec4<f32> {
+    let two = (at & 2u) != 0u;
+    let v = select(first, vec4<f32>(first.zw, second.xy), two);
+    return select(v, vec4<f32>(v.yzw, select(second.x, second.z, two)), (at & 1u) != 0u);
+}
 
 @compute @workgroup_size(8)
 fn lanes(
@@ -36,52 +43,55 @@ fn lanes(
 #if A_LOOSE
 #if A_BY_ROW
 #else
-    var next_a: array<u64, ${LOADS}>;
+    var next_a: array<vec4<f32>, ${LOADS}>;
 #for i in 0..${LOADS}
-    next_a[${i}] = a[a_at(at.a, row + ${i}u * 8u + lane, 0u) / 2u];
+    next_a[${i}] = a_four(a_at(at.a, row + ${i}u * 8u + lane, 0u));
 #end
 #endif
 #endif
 #if B_LOOSE
 #if B_BY_COL
 #else
-    var next_b: array<u64, 4 * ${FOURS}>;
-#for c in 0..${FOURS}
-#for q in 0..4
-    next_b[${c}u * 4u + ${q}u] = b[b_at(at.b, 0u, col + ${c}u * 4u + ${q}u) / 2u];
-#end
+    var next_b: array<vec4<f32>, 4 * ${FOURS}>;
+#for i in 0..4*${FOURS}
+    next_b[${i}] = b_four(b_at(at.b, 0u, col + ${i}u));
 #end
 #endif
 #endif
     let depth = bound(params.k, tile);
     for (var k = 0u; k < depth; k += 4u) {
+#if A_LOOSE
+        let at_end_a = a_at(at.a, row + ${ROWS}u, k + lane % 4u);
+#endif
+#if B_LOOSE
+        let at_end_b = b_at(at.b, k + lane % 4u, left + 32u * ${FOURS}u);
+#endif
+#for X BY x in A A_BY_ROW a, B B_BY_COL b
 #if MORE
-        let more_at_a = a_at(at.a, row + ${ROWS}u, k + lane % 4u);
-        let more_at_b = b_at(at.b, k + lane % 4u, left + 32u * ${FOURS}u);
-#for x in a, b
-        let more_word_${x} = ${x}[more_at_${x} / 2u];
-        var more_${x} = bitcast<f32>(u32(more_word_${x} >> (more_at_${x} % 2u * 32u)));
+        let end_${x} = ${x}_four(at_end_${x});
+        var more_${x} = moved(at_end_${x}, end_${x}, end_${x}).x;
 #if K_TAIL
         more_${x} = select(0.0, more_${x}, k + lane % 4u < params.k);
 #endif
-#end
+#else
+#if ${X}_LOOSE
+#if ${BY}
+        let end_${x} = ${x}_four(at_end_${x});
 #endif
+#endif
+#endif
+#end
         var x: array<vec4<f32>, ${LOADS}>;
 #if A_LOOSE
 #if A_BY_ROW
-#if MORE
-        let end_a = u32(more_word_a);
-#else
-        let end_a = u32(a[(a_at(at.a, row + ${ROWS}u - 4u, k + lane % 4u) + 3u) / 2u]);
-#endif
 #for i in 0..${LOADS}
         {
             let piece = (lane + ${i}u * 8u) % PIECES;
             let q = (lane + ${i}u * 8u) / PIECES;
             let i = a_at(at.a, row + piece * 4u, k + q);
-            let word = a[i / 2u];
-            let next = select(subgroupShuffle(u32(word), (lane + 1u) % 8u), subgroupShuffle(end_a, q), piece == PIECES - 1u);
-            x[${i}] = a_loose(i, word, a[i / 2u + 1u], next);
+            let four = a_four(i);
+            let next = select(subgroupShuffle(four, (lane + 1u) % 8u), subgroupShuffle(end_a, q), piece == PIECES - 1u);
+            x[${i}] = moved(i, four, next);
 #if K_TAIL
             x[${i}] = select(vec4<f32>(), x[${i}], k + q < params.k);
 #endif
@@ -91,9 +101,9 @@ fn lanes(
 #for i in 0..${LOADS}
         {
             let i = a_at(at.a, row + ${i}u * 8u + lane, k);
-            let word = next_a[${i}];
-            next_a[${i}] = a[i / 2u + 2u];
-            x[${i}] = a_loose(i, word, a[i / 2u + 1u], u32(next_a[${i}]));
+            let four = next_a[${i}];
+            next_a[${i}] = a_four(i + 4u);
+            x[${i}] = moved(i, four, next_a[${i}]);
 #if K_TAIL
             x[${i}] = select(vec4<f32>(), x[${i}], (k + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(params.k));
 #endif
@@ -123,22 +133,17 @@ fn lanes(
 #end
 #if B_BY_COL
 #if B_LOOSE
-#if MORE
-        let end_b = u32(more_word_b);
-#else
-        let end_b = u32(b[(b_at(at.b, k + lane % 4u, left + 32u * ${FOURS}u - 4u) + 3u) / 2u]);
-#endif
 #for q in 0..4
         {
             let i = b_at(at.b, k + ${q}u, col);
-            var word = b[i / 2u];
-            let next = select(subgroupShuffle(u32(word), (lane + 1u) % 8u), subgroupBroadcast(end_b, ${q}u), lane == 7u);
+            var four = b_four(i);
+            let next = select(subgroupShuffle(four, (lane + 1u) % 8u), subgroupBroadcast(end_b, ${q}u), lane == 7u);
 #for c in 1..${FOURS}
-            let word${c} = b[i / 2u + 2u * ${c}u];
-            y${q}[${c}u - 1u] = b_loose(i, word, b[i / 2u + 2u * ${c}u - 1u], u32(word${c}));
-            word = word${c};
+            let four${c} = b_four(i + 4u * ${c}u);
+            y${q}[${c}u - 1u] = moved(i, four, four${c});
+            four = four${c};
 #end
-            y${q}[${FOURS}u - 1u] = b_loose(i, word, b[i / 2u + 2u * ${FOURS}u - 1u], next);
+            y${q}[${FOURS}u - 1u] = moved(i, four, next);
 #if K_TAIL
 #for c in 0..${FOURS}
             y${q}[${c}] = select(vec4<f32>(), y${q}[${c}], k + ${q}u < params.k);
@@ -161,9 +166,9 @@ fn lanes(
 #if B_LOOSE
             {
                 let i = b_at(at.b, k, col + ${c}u * 4u + ${q}u);
-                let word = next_b[${c}u * 4u + ${q}u];
-                next_b[${c}u * 4u + ${q}u] = b[i / 2u + 2u];
-                t[${q}] = b_loose(i, word, b[i / 2u + 1u], u32(next_b[${c}u * 4u + ${q}u]));
+                let four = next_b[${c}u * 4u + ${q}u];
+                next_b[${c}u * 4u + ${q}u] = b_four(i + 4u);
+                t[${q}] = moved(i, four, next_b[${c}u * 4u + ${q}u]);
 #if K_TAIL
                 t[${q}] = select(vec4<f32>(), t[${q}], (k + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(params.k));
 #endif

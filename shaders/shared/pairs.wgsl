@@ -7,8 +7,3 @@ fn from_pairs(v: vec2<u64>) -> vec4<u32> {
 fn to_pairs(v: vec4<u32>) -> vec2<u64> {
     return vec2<u64>(u64(v.x) | (u64(v.y) << 32u), u64(v.z) | (u64(v.w) << 32u));
 }
-
-// The four that follow the first element of `x`, or `x` itself; `next` follows `x`.
-fn moved_by_one(moved: bool, x: vec4<u32>, next: u32) -> vec4<u32> {
-    return select(x, vec4<u32>(x.yzw, next), moved);
-}

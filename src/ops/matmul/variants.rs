@@ -72,9 +72,9 @@ impl Problem {
         more.into_iter().chain(plain).min_by_key(|&t| self.cost_of_lanes(t)).unwrap_or([16, 1, 0])
     }
 
-    /// Whether both operands' fours may be read from any place, at words of 64 bits.
+    /// Whether both operands' fours may be read from any place, of the aligned fours in which they lie.
     fn is_loose(&self) -> bool {
-        !self.shared && !self.halves && self.a.is_contiguous() && self.b.is_contiguous()
+        !self.halves && self.a.is_contiguous() && self.b.is_contiguous()
     }
 
     /// Whether both may be read in aligned fours.
@@ -386,8 +386,8 @@ impl Variant {
         let a_along_m = !any && !dot && !a_along_k && p.a.aligned(p.m, p.a.rows, p.a.columns);
         let along_k = p.b.aligned(p.k, p.b.rows, p.b.columns);
         let along_n = p.b.aligned(p.n, p.b.columns, p.b.rows) && !column;
-        // In words of 64 bits fours may be read from anywhere in a contiguous dimension.
-        let loose = matches!(kernel, Kernel::Lanes { subgroup: true, .. }) && !p.shared && !p.halves;
+        // Neighbours know the rest of fours that begin in the middle of an aligned one, in a contiguous dimension.
+        let loose = matches!(kernel, Kernel::Lanes { subgroup: true, .. }) && !p.halves;
         let more = matches!(kernel, Kernel::Lanes { more: 1, .. });
         let a_loose = more || loose && !a_along_k && !a_along_m && p.a.is_contiguous();
         let b_loose = more || loose && !along_k && !along_n && p.b.is_contiguous();
