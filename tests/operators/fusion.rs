@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use wgrad::prelude::*;
 
 use crate::common::{assert_close, devices};
-use crate::model::{Model, broadcast};
+use crate::model::{MOST_ELEMENTS, Model, broadcast};
 
 /// Random numbers that mean something only with the tensors there are when the step is taken: so a program stays a
 /// program when steps are left out.
@@ -268,6 +268,9 @@ impl World {
             25 if rank == 2 => {
                 let fits = y.shape.len() == 2 && y.shape[0] == x.shape[1];
                 let (j, y, turn) = if fits { (j, y, false) } else { (i, x.transpose(0, 1), true) };
+                if x.shape[0] * y.shape[1] > MOST_ELEMENTS {
+                    return;
+                }
                 let model = x.matmul(&y, numeric(x.dtype.promote(y.dtype)));
                 self.put(format!("t{i} @ t{j}{}", if turn { ".t()" } else { "" }), model, move |t| {
                     let (a, b) = (as_is(&t[i]), as_is(&t[j]));
@@ -291,7 +294,7 @@ impl World {
                 let small = x.largest() + y.largest() < self.largest;
                 match c % 4 {
                     0 if fits && allowed && small => {
-                        let model = x.zip(&y, x.dtype, |a, b| a + b).unwrap();
+                        let Some(model) = x.zip(&y, x.dtype, |a, b| a + b) else { return };
                         self.write(format!("t{i} += t{j}"), i, model, move |t| t[i].add_(as_is(&t[j])));
                     }
                     1 if fits => {

@@ -19,6 +19,9 @@ pub fn numel(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
+/// Programs of many steps would else broadcast until no memory holds the result.
+pub const MOST_ELEMENTS: usize = 1 << 18;
+
 /// All coordinates of a shape, row-major.
 pub fn coordinates(shape: &[usize]) -> Vec<Vec<usize>> {
     (0..numel(shape))
@@ -97,8 +100,9 @@ impl Model {
         Model { shape: shape.into(), strides: (0..shape.len()).map(stride).collect(), ..self.clone() }
     }
 
+    /// `None` where the shapes do not fit each other, or would grow past what a test has time for.
     pub fn zip(&self, other: &Model, dtype: DType, f: impl Fn(f64, f64) -> f64) -> Option<Model> {
-        let shape = broadcast(&self.shape, &other.shape)?;
+        let shape = broadcast(&self.shape, &other.shape).filter(|s| numel(s) <= MOST_ELEMENTS)?;
         let (a, b) = (self.expand(&shape).values(), other.expand(&shape).values());
         Some(Model::new(&shape, dtype, a.into_iter().zip(b).map(|(a, b)| f(a, b)).collect()))
     }
