@@ -1,6 +1,6 @@
 //! Prints a [`Program`] as WGSL, one or four elements at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -118,9 +118,8 @@ impl Numbers {
         if self.baked {
             return format!("{value}u");
         }
-        let at = self.words.len();
         self.words.push(value);
-        format!("params[{}].{}", at / 4, ["x", "y", "z", "w"][at % 4])
+        word("params", self.words.len() - 1)
     }
 }
 
@@ -265,6 +264,13 @@ impl<'a> Printer<'a> {
     pub fn name(&mut self, stem: &str) -> String {
         self.names += 1;
         format!("{stem}{}", self.names)
+    }
+
+    /// Prints reads of the scalars that `program` uses.
+    pub fn scalars(&mut self, program: &Program) {
+        let slot = |inst: &Inst| if let Inst::Scalar { slot, .. } = inst { Some(*slot) } else { None };
+        let rows: BTreeSet<u16> = program.insts.iter().filter_map(slot).map(|slot| slot / 4).collect();
+        rows.into_iter().for_each(|number| self.line(&row("scalars", number.into())));
     }
 
     /// Prints `program`'s instructions and returns their registers' names. `anchor` is what `Inst::Anchor` is.
@@ -566,8 +572,19 @@ fn plus(text: &str, add: usize) -> String {
     if add == 0 { text.to_string() } else { format!("{text} + {add}u") }
 }
 
+/// A word of a uniform array, of which [`row`]s are read at once: a software driver takes half a millisecond to compile
+/// each read.
+fn word(array: &str, at: usize) -> String {
+    format!("{array}{}.{}", at / 4, ["x", "y", "z", "w"][at % 4])
+}
+
+/// Reads four words of a uniform array.
+pub fn row(array: &str, number: usize) -> String {
+    format!("let {array}{number} = {array}[{number}];")
+}
+
 fn scalar(slot: u16, dtype: DType, wide: bool) -> String {
-    let word = format!("scalars[{}][{}]", slot / 4, slot % 4);
+    let word = word("scalars", slot.into());
     let text = match dtype {
         DType::Bool => format!("({word} != 0u)"),
         DType::U32 => word,

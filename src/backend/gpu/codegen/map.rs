@@ -72,7 +72,7 @@ pub fn map(kernel: &Kernel, jobs: &[Program], info: &AdapterInfo, library: &Libr
             // Where every invocation of a subgroup skips an `if`, such an adapter runs it all the same, without
             // effect; of a loop it runs one turn.
             let (turn, count) = (p.name("turn"), p.numbers.add(turns as u32));
-            p.open(&format!("for (var {turn} = 0u; {turn} < {count} + (lid >> 31u); {turn} += 1u) {{"));
+            p.open(&format!("for (var {turn} = 0u; {turn} < bound({count}, lid); {turn} += 1u) {{"));
             p.line(&format!("let {i} = ({group} * {count} + {turn}) * {workgroup}u + lid;"));
         } else {
             p.line(&format!("let {i} = {group} * {workgroup}u + lid;"));

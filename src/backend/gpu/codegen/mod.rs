@@ -17,7 +17,7 @@ use crate::graph::program::{Inst, Program};
 
 use super::template::{self, Library};
 use super::{AdapterClass, AdapterInfo, ShaderCall, kernels};
-use emit::{Buffer, Printer};
+use emit::{Buffer, Printer, row};
 use structured::structured;
 
 pub use reduce::split;
@@ -160,10 +160,12 @@ fn finish(kernel: &Kernel, p: Printer, workgroup: usize, memory: &str, workgroup
     } else {
         ""
     };
+    let rows = |array, words: usize| (0..words.div_ceil(4)).map(move |i| format!("    {}\n", row(array, i)));
+    let rows: String = rows("params", params.len()).chain(rows("scalars", kernel.scalars.len())).collect();
     let _ = write!(
         wgsl,
         "{memory}\n@compute @workgroup_size({workgroup})\n\
-         fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{\n{}{tell}}}\n",
+         fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{\n{rows}{}{tell}}}\n",
         p.out
     );
     let shared = p.library.link(&[(&wgsl, None)]);

@@ -238,7 +238,7 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, class
         // At most `ways` turns.
         let turn = p.name("r");
         let (from, to) = (p.numbers.add(start as u32), p.numbers.add(count(last) as u32));
-        p.open(&format!("for (var {turn} = {from}; {turn} < {to}; {turn} += 1u) {{"));
+        p.open(&format!("for (var {turn} = {from}; {turn} < bound({to}, lid); {turn} += 1u) {{"));
         loops.insert(last, turn);
         value(p, r, dim, Lane::Kept(loops.clone()), "acc");
         p.close();
@@ -252,7 +252,7 @@ fn serial(p: &mut Printer, r: &Reduce, dim: Option<usize>, identity: &str, class
 fn open_loop(p: &mut Printer, count: usize, step: usize) -> String {
     let turn = p.name("r");
     let limit = p.numbers.add(count as u32);
-    p.open(&format!("for (var {turn} = 0u; {turn} < {limit}; {turn} += {step}u) {{"));
+    p.open(&format!("for (var {turn} = 0u; {turn} < bound({limit}, lid); {turn} += {step}u) {{"));
     turn
 }
 

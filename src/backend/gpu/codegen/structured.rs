@@ -132,6 +132,7 @@ impl<'a> Computed<'a> {
         let last = program.shape.len().saturating_sub(1);
         let mut print = |head: &str, index: &str, vector: Option<usize>| {
             p.open(head);
+            p.scalars(program);
             let registers = p.program(program, &space(program, index, vector, None), "");
             p.line(&format!("return {};", registers[usize::from(*value)]));
             p.close();
@@ -215,6 +216,7 @@ fn around(
         |post: &Program, head: &str, index: &str, vector: Option<usize>, known: Option<usize>| {
             p.open(head);
             p.line("let anchor = v;");
+            p.scalars(post);
             let space = space(post, index, vector, known);
             let registers = p.program(post, &space, "anchor");
             p.stores(post, &space, &registers, None);
