@@ -25,7 +25,7 @@ use super::{arrange, join};
 use crate::backend::Caps;
 
 /// Longest expression in one kernel: beyond it compile times and register pressure cost more than a store.
-const MAX_INSTS: u32 = 128;
+const MAX_INSTS: u32 = 64;
 /// An expression of this price (in additions) and at most [`CHEAP_LOADS`] operands is computed again rather than stored.
 const CHEAP_COST: u32 = 4;
 const CHEAP_LOADS: usize = 2;
